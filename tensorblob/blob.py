@@ -1,0 +1,581 @@
+"""`TensorBlob`: the file-like face of a blob. Wiring and a cursor; rows are stored by `writer` and read by `table`.
+
+Positions (`seek`, `tell`, `[ ]`, `truncate`, `view`) count from the oldest retained row, as in a file; row ids (`first_row`,
+`trim`) are absolute. The cursor is kept as a row id, so that trimmed rows do not move it to others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io as _io
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from tensorblob import create, files, operations
+from tensorblob.batch import as_columns
+from tensorblob.edit import Metadata, Retention
+from tensorblob.errors import BlobClosed, NotReadable, NotWritable, SchemaConflict
+from tensorblob.operations import Source
+from tensorblob.reader import Reader, RowsReference, choose_io, open_store, wrap_views
+from tensorblob.schema import FieldSpec, Schema, dtype_name, make_schema
+from tensorblob.snapshot import Snapshot
+from tensorblob.table import Batch, Rows, Table
+from tensorblob.writer import Writer, check_metadata
+
+
+class TensorBlob:
+    """A growing, crash-safe store of equally shaped tensors (or of TensorDict rows), used like a file; see `open`."""
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        filename: str | os.PathLike[str],
+        mode: str = "r",
+        *,
+        dtype: str | torch.dtype | None = None,
+        shape: int | tuple[int, ...] | None = None,
+        schema: Mapping[Any, FieldSpec | Mapping[Any, Any]] | None = None,
+        block_rows: int | Mapping[str, int] | None = None,
+        block_size: int | None = None,
+        max_cached_blocks: int | None = None,
+        durability: str = "process",
+        flush_every_s: float | None = None,
+        io: str | None = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        metadata: dict[str, Any] | None = None,
+        timeout_s: float = 0.0,
+    ) -> TensorBlob:
+        """Open the blob at `filename` (a directory; `~` is expanded) in `mode`:
+
+        - ``r``  read; the blob must exist. ``r+`` read, overwrite at the cursor, and append at the end.
+        - ``w``  write; a missing blob is created, an existing one loses its rows. ``w+`` may read, too.
+        - ``a``  append; the blob must exist. ``a+`` may read, too.
+
+        dtype, shape: of one row, for a blob of plain tensors. schema: fields for a blob of TensorDict rows instead, key to dtype or
+        (dtype, shape), nested dicts and tuple keys welcome. Needed to create a blob; compared with an existing one.
+        block_rows: capacity of a block file in rows, rounded up to whole pages (default: about 128 MiB); `block_size` is
+        its older name. max_cached_blocks: keep at most so many blocks mapped, and copy from them.
+        durability: "process" (a commit survives the process) or "power" (and a power loss). flush_every_s: in "process", make
+        commits durable this often. io: "map", "pread" (nothing is mapped: I/O errors are exceptions), None to choose.
+        max_rows, max_bytes: with each commit drop the oldest rows beyond this; remembered by the blob. metadata: a JSON
+        dict kept with a new blob. timeout_s: how long to wait for another writer.
+
+        Raises `FileNotFoundError`, `ValueError` (mode, missing dtype or shape), `TypeError`, `SchemaConflict`, `WriterBusy`,
+        `NotABlob`, `UnsupportedFormat`, `Corrupt`, `ReadOnlyStore` or `DiskFull`; the blob is then as it was.
+        """
+        _check_mode(mode)
+        path = os.fspath(Path(filename).expanduser().resolve())
+        asked = _asked_schema(dtype, shape, schema, block_rows, block_size, max_rows, max_bytes)
+        for name, value in (("max_rows", max_rows), ("max_bytes", max_bytes), ("max_cached_blocks", max_cached_blocks)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}!")
+        if io not in (None, "map", "pread"):
+            raise ValueError(f"io must be 'map', 'pread' or None, got {io!r}")
+        check_metadata(metadata)
+        retention = Retention(max_rows, max_bytes)
+        is_new = mode[0] == "w" and _is_absent(path)
+        if is_new:
+            if asked is None:
+                raise ValueError(
+                    f"Arguments ``dtype`` and ``shape`` are required for new blob; got: {dtype!r} and {shape!r}"
+                )
+            is_new = create.create(path, asked, metadata=metadata, retention=retention)
+        if mode == "r":
+            reader = Reader(path, io=io, max_cached_blocks=max_cached_blocks)
+            try:
+                _check_schema(asked, reader.store.schema, dtype, shape)
+            except BaseException:
+                reader.close()
+                raise
+            return cls(path, mode, reader=reader)
+        dir_fd, store = open_store(path)
+        try:
+            _check_schema(asked, store.schema, dtype, shape)
+            kind = choose_io(path, io)
+            writer = Writer(
+                path, dir_fd, store, durability=durability, flush_every_s=flush_every_s, timeout_s=timeout_s
+            )
+            try:
+                if not is_new:
+                    writer.settings(
+                        retention=None if retention == Retention(None, None) else retention, metadata=metadata
+                    )
+                    if mode[0] == "w":
+                        writer.change(lambda snapshot, _: operations.truncate(snapshot, snapshot.first_row))
+                        writer.reclaim()
+                return cls(path, mode, writer=writer, io=kind, max_cached_blocks=max_cached_blocks)
+            except BaseException:
+                writer.close()
+                raise
+        except BaseException:
+            os.close(dir_fd)
+            raise
+
+    def __init__(
+        self,
+        path: str,
+        mode: str,
+        *,
+        reader: Reader | None = None,
+        writer: Writer | None = None,
+        io: str = "map",
+        max_cached_blocks: int | None = None,
+    ) -> None:
+        self.filename = path
+        self.mode = mode
+        self._reader = reader
+        self._writer = writer
+        if reader is not None:
+            self._store, self._table, wrap = reader.store, reader.table, reader.wrap
+        else:
+            assert writer is not None
+            self._store = writer.store
+            self._table = Table(
+                writer.dir_fd, writer.store, writer.snapshot, io=io, max_cached_blocks=max_cached_blocks
+            )
+            wrap = wrap_views(path, writer.store)
+        self._io, self._max_cached_blocks = io, max_cached_blocks
+        self._reads = reader is not None or "+" in mode
+        self._appends = mode[0] == "a"
+        self._closed = False
+        self._rows = Rows(self._table, range(len(self._store.schema)), wrap, self.refresh)
+        self._wrap = wrap
+        snapshot = self.snapshot
+        self._cursor = snapshot.rows if self._appends else snapshot.first_row
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def schema(self) -> Schema:
+        """The fields: names, dtypes, shapes, block_rows."""
+        return self._store.schema
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype of the rows by name ("float32"); None for a blob of several fields."""
+        return self.schema.fields[0].dtype if self.schema.is_single else None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of one row; None for a blob of several fields."""
+        return self.schema.fields[0].shape if self.schema.is_single else None
+
+    @property
+    def block_rows(self) -> int | dict[str, int]:
+        """The capacity of a block in rows; by field for a blob of several fields."""
+        if self.schema.is_single:
+            return self.schema.fields[0].block_rows
+        return {field.name: field.block_rows for field in self.schema}
+
+    block_size = block_rows
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What this handle shows: of a writer everything it wrote, of a reader what was committed at the last refresh."""
+        return self._table.snapshot if self._writer is None else self._writer.pending
+
+    @property
+    def first_row(self) -> int:
+        """The row id of the oldest retained row, which is at position 0."""
+        return self.snapshot.first_row
+
+    @property
+    def rows(self) -> int:
+        """The row id after the newest row."""
+        return self.snapshot.rows
+
+    @property
+    def durable_rows(self) -> int:
+        """Rows before this row id survive a power loss."""
+        return self.snapshot.durable_rows
+
+    @property
+    def history(self) -> int:
+        """A number that steps when committed rows are cut."""
+        return self.snapshot.history
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The blob's user metadata."""
+        return dict(self.snapshot.metadata or {})
+
+    def commit_metadata(self) -> list[tuple[int, int, dict[str, Any]]]:
+        """The metadata given with commits, oldest first: (start, stop, metadata) with the row ids of the commit."""
+        return [(note.start, note.stop, dict(note.value)) for note in self.snapshot.notes]
+
+    def __len__(self) -> int:
+        snapshot = self.snapshot
+        return snapshot.rows - snapshot.first_row
+
+    def __repr__(self) -> str:
+        kind = f"dtype={self.dtype}, shape={self.shape}" if self.schema.is_single else f"fields={len(self.schema)}"
+        return f"TensorBlob({self.filename!r}, mode={self.mode!r}, {kind}, rows={len(self)}{', closed' * self._closed})"
+
+    # -- state checks ---------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BlobClosed("I/O operation on closed blob.")
+
+    def _check_readable(self) -> None:
+        if not self._reads:
+            raise NotReadable(f"Blob is not open for reading (mode='{self.mode}')")
+        self._check_open()
+
+    def _check_writable(self) -> Writer:
+        if self._writer is None:
+            raise NotWritable(f"Blob is not open for writing (mode='{self.mode}')")
+        self._check_open()
+        return self._writer
+
+    def _readable(self) -> Rows:
+        """The rows to read, of the newest state of this handle."""
+        if self._closed or not self._reads:
+            self._check_readable()
+        if self._writer is not None and self._table.state[0] is not self._writer.pending:
+            self._table.update(self._writer.pending)
+        return self._rows
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: Any) -> Batch:
+        """A copy of the row at an int, or of the rows at a slice (any step), list, tuple, array or tensor of ints."""
+        rows = self._readable()
+        return rows.row(index) if type(index) is int else rows[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
+        """The rows at `indices` as a list, read in one gather; what a `torch.utils.data.DataLoader` asks for."""
+        return self._readable().__getitems__(indices)
+
+    def gather(self, indices: Any, out: Batch | None = None) -> Batch:
+        """Copies of the rows at `indices` in their order, into `out` if given; see `Rows.gather`."""
+        return self._readable().gather(indices, out)
+
+    def view(self, start: int = 0, stop: int | None = None) -> Batch:
+        """Rows `start` to `stop` (as in a slice) without a copy; see `Rows.view`."""
+        return self._readable().view(start, stop)
+
+    def runs(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """The parts of `start` to `stop` that `view` can show, as (start, stop) positions."""
+        return self._readable().runs(start, stop)
+
+    def select(self, *fields: str | tuple[str, ...]) -> Rows:
+        """The same rows with these fields only (a parent key selects all below it); other columns are not touched."""
+        self._check_readable()
+        numbers = []
+        for field in fields:
+            name = ".".join(field) if isinstance(field, tuple) else field
+            found = [n for n, f in enumerate(self.schema) if f.name == name or f.name.startswith(f"{name}.")]
+            if not found or self.schema.is_single:
+                raise KeyError(f"No field {field!r}; fields are {[f.name for f in self.schema]}")
+            numbers += [number for number in found if number not in numbers]
+        if not numbers:
+            raise ValueError("select needs at least one field")
+        self._readable()
+        return Rows(self._table, numbers, self._wrap, self.refresh)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Rows from the cursor on. Each iterator has its own position; the cursor follows the last row read."""
+        self._check_readable()
+        return self._iterate(self.tell())
+
+    def _iterate(self, position: int) -> Iterator[Batch]:
+        while position < len(self):
+            row = self._readable().row(position)
+            position += 1
+            self._cursor = self.snapshot.first_row + position
+            yield row
+
+    def read(self, size: int | None = None) -> Batch:
+        """A copy of the next `size` rows (None or negative: all that are left), as one tensor or TensorDict."""
+        rows = self._readable()
+        position = self.tell()
+        stop = len(self) if size is None or size < 0 else min(position + size, len(self))
+        found = rows[position:stop]
+        self._cursor = self.snapshot.first_row + stop
+        return found
+
+    def refresh(self) -> bool:
+        """Step to the newest snapshot; return whether it moved. Of a writer, always False: it is at the newest."""
+        self._check_open()
+        if self._reader is None:
+            self._readable() if self._reads else None
+            return False
+        return self._reader.refresh()
+
+    # -- the cursor ---------------------------------------------------------------------------------------------------
+
+    def tell(self) -> int:
+        """The cursor's position."""
+        self._check_open()
+        snapshot = self.snapshot
+        return min(max(self._cursor, snapshot.first_row), snapshot.rows) - snapshot.first_row
+
+    def seek(self, pos: int = 0, whence: int = _io.SEEK_SET) -> int:
+        """Move the cursor, to between the first row and the end; return its position."""
+        self._check_open()
+        match whence:
+            case _io.SEEK_SET:
+                base = 0
+            case _io.SEEK_CUR:
+                base = self.tell()
+            case _io.SEEK_END:
+                base = len(self)
+            case _:
+                raise ValueError(f"Invalid whence: {whence!r}")
+        self._cursor = self.snapshot.first_row + max(min(base + pos, len(self)), 0)
+        return self.tell()
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def write(self, rows: Any, metadata: dict[str, Any] | None = None) -> int:
+        """Write rows at the cursor (modes a and a+: at the end) as one commit; return how many.
+
+        `rows` is a tensor of shape (n, *shape), one row, or flat 1-D; with a schema a dict or TensorDict with every field
+        of shape (n, *field shape), or one row. Rows at the cursor are overwritten, those beyond the end appended. `metadata` is kept
+        with the commit. Raises `DTypeMismatch`, `SchemaMismatch`, `TypeError`, `DiskFull`; then nothing was written. At
+        durability="power" `OutcomeUnknown` says that the commit is visible but may not be durable.
+        """
+        writer = self._writer
+        if writer is None or self._closed:
+            writer = self._check_writable()
+        columns, count = as_columns(rows, self._store.schema)
+        if metadata is not None:
+            check_metadata(metadata)
+        if not count:
+            return 0
+        snapshot = writer.pending
+        cursor = max(self._cursor, snapshot.first_row)
+        if self._appends or cursor >= snapshot.rows:
+            writer.append(columns, count, metadata)
+            self._cursor = writer.pending.rows
+        else:
+            writer.change(partial(operations.overwrite, row=cursor, columns=columns, count=count), metadata)
+            self._cursor = cursor + count
+        return count
+
+    @contextlib.contextmanager
+    def transaction(self, metadata: dict[str, Any] | None = None) -> Iterator[TensorBlob]:
+        """Make all changes of the body one commit; an exception in it takes them all back, and the cursor too."""
+        writer, cursor = self._check_writable(), self._cursor
+        try:
+            with writer.transaction(metadata):
+                yield self
+        except BaseException:
+            if writer.pending.rows <= cursor or writer.pending is writer.snapshot:
+                self._cursor = min(cursor, max(writer.pending.rows, writer.pending.first_row))
+            raise
+
+    def truncate(self, pos: int | None = None) -> int:
+        """Cut the rows from position `pos` (default: the cursor) on; return the cursor's position, which is there."""
+        writer = self._check_writable()
+        if pos is not None and pos < 0:
+            raise ValueError(f"Truncate position must be non-negative, got {pos}!")
+        position = self.seek(pos if pos is not None else self.tell())
+        row = self.snapshot.first_row + position
+        writer.change(lambda snapshot, _: operations.truncate(snapshot, row))
+        writer.reclaim()
+        return self.tell()
+
+    def trim(self, before_row: int) -> int:
+        """Drop the rows with ids below `before_row`; return the new `first_row`. Row ids and history stay."""
+        writer = self._check_writable()
+        writer.change(lambda snapshot, _: operations.trim(snapshot, before_row))
+        writer.reclaim()
+        return self.first_row
+
+    def extend(self, other: TensorBlob | str | os.PathLike[str], maintain_order: bool = True) -> None:
+        """Append all rows of another blob without copying them: its files are linked (or cloned, or copied, where they
+        cannot be), and both blobs go on by themselves.
+
+        maintain_order=True keeps the rows in order, and may leave a seam where a block was partial. False keeps memory
+        contiguous: whole quanta are linked, the rows of the two tails are rewritten behind them. The cursor moves to the end.
+        """
+        writer = self._check_writable()
+        if not isinstance(other, TensorBlob):
+            with TensorBlob.open(other) as opened:
+                return self.extend(opened, maintain_order)
+        other._check_open()
+        operations.check_same_layout(self._store, other._store)
+        if not maintain_order and self.block_rows != other.block_rows:
+            raise ValueError("Block sizes must match to extend blobs in non-order-preserving mode!")
+        with other._source() as source:
+            if maintain_order:
+                writer.change(lambda snapshot, _: operations.adopt(writer, snapshot, source))
+            else:
+                writer.change(partial(operations.adopt_full, writer, source=source))
+        self._cursor = writer.pending.rows
+
+    @contextlib.contextmanager
+    def _source(self) -> Iterator[Source]:
+        """What this handle shows, pinned, for another blob to take over."""
+        if self._reader is not None:
+            yield Source(self._reader.dir_fd, self._store, self._reader.snapshot)
+            return
+        reader = Reader(self.filename, io="pread")
+        try:
+            yield Source(reader.dir_fd, reader.store, reader.snapshot)
+        finally:
+            reader.close()
+
+    def compact(self) -> None:
+        """Rewrite what is not in full blocks: no seams, no patches, no trimmed rows; the space of the old files is freed."""
+        writer = self._check_writable()
+        writer.change(operations.compact)
+        writer.reclaim(at_least_nbytes=0)
+
+    def copy(self, dest: str | os.PathLike[str]) -> None:
+        """Make an independent blob at `dest` that holds the committed rows: an instant, hard-linked snapshot.
+
+        Works on any open handle, also while a writer is at work. Raises `FileExistsError` if `dest` exists.
+        """
+        self._check_open()
+        path = os.fspath(Path(dest).expanduser().resolve())
+        with self._source() as source:
+            create.copy(source.dir_fd, source.store, source.snapshot, path)
+
+    def set_metadata(self, metadata: dict[str, Any]) -> None:
+        """Replace the blob's user metadata (a JSON dict), as one commit."""
+        writer = self._check_writable()
+        check_metadata(metadata)
+        writer.change(lambda *_: [Metadata(metadata)])
+
+    def flush(self) -> None:
+        """Make every committed row durable. Raises `SyncFailed`."""
+        self._check_writable().flush()
+
+    def close(self) -> None:
+        """Close the handle; a writer makes everything durable and lets the next one in. Views stay valid."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._reader is not None:
+            self._reader.close()
+        else:
+            assert self._writer is not None
+            try:
+                self._writer.close()
+            finally:
+                os.close(self._writer.dir_fd)
+
+    @classmethod
+    def unlink(cls, filename: str | os.PathLike[str]) -> bool:
+        """Remove a blob, and only a blob. Returns True if it is gone; warns and returns False if it could not be removed."""
+        path = os.fspath(Path(filename).expanduser().resolve())
+        if not os.path.lexists(path):
+            return True
+        try:
+            dir_fd, _ = open_store(path)
+            try:
+                lock = files.lock_writer(os.path.join(path, "writer.lock"), 0.0)
+                try:
+                    create.unlink(path, dir_fd)
+                finally:
+                    files.unlock_writer(lock)
+            finally:
+                os.close(dir_fd)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"Failed to unlink blob at {path!r}: {error}", stacklevel=2)
+            return False
+        return True
+
+    def __enter__(self) -> TensorBlob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- travelling ---------------------------------------------------------------------------------------------------
+
+    def __reduce__(self) -> Any:
+        """Pickle by reference: the blob reopens for reading, at the same rows and cursor, where the pickle arrives."""
+        self._check_open()
+        snapshot = self._table.snapshot if self._writer is None else self._writer.snapshot
+        reference = RowsReference(self.filename, self._store.uuid, snapshot.history, snapshot.first_row, snapshot.rows)
+        io = "pread" if self._io == "pread" else None
+        return _reopen, (tuple(reference), self._cursor, io, self._max_cached_blocks)
+
+
+def _reopen(
+    reference: tuple[str, str, int, int, int], cursor: int, io: str | None, max_cached_blocks: int | None
+) -> TensorBlob:
+    rows = RowsReference(*reference)
+    blob = TensorBlob.open(rows.path, io=io, max_cached_blocks=max_cached_blocks)
+    assert blob._reader is not None
+    try:
+        blob._reader.rewind(rows)
+    except BaseException:
+        blob.close()
+        raise
+    blob._cursor = cursor
+    return blob
+
+
+def _check_mode(mode: str) -> None:
+    modes = set(mode)
+    if modes - set("raw+") or len(mode) > len(modes):
+        raise ValueError(f"Invalid mode: {mode}")
+    if sum(letter in "raw" for letter in mode) != 1:
+        raise ValueError(f"Must have exactly one of read/write/append mode and at most one plus: {mode}")
+
+
+def _asked_schema(
+    dtype: str | torch.dtype | None,
+    shape: int | tuple[int, ...] | None,
+    schema: Mapping[Any, Any] | None,
+    block_rows: int | Mapping[str, int] | None,
+    block_size: int | None,
+    max_rows: int | None,
+    max_bytes: int | None,
+) -> Schema | None:
+    """The schema that the arguments of `open` describe, or None if they leave it to the blob."""
+    if block_size is not None:
+        if block_rows is not None:
+            raise ValueError("block_size is the older name of block_rows; give only one of them")
+        block_rows = block_size
+    if schema is not None:
+        if dtype is not None or shape is not None:
+            raise ValueError("Give either schema, or dtype and shape")
+    elif dtype is None or shape is None:
+        return None
+    else:
+        schema = {"": (dtype, shape)}
+    return make_schema(schema, block_rows=block_rows, max_rows=max_rows, max_bytes=max_bytes)
+
+
+def _check_schema(asked: Schema | None, found: Schema, dtype: Any, shape: Any) -> None:
+    """Raise `SchemaConflict` unless what was asked for, as far as it was, is what the blob holds."""
+    if asked is not None and asked.layout() != found.layout():
+        raise SchemaConflict(f"The blob exists with other fields: {found.layout()}, asked for {asked.layout()}")
+    if asked is None and dtype is not None and (not found.is_single or found.fields[0].dtype != dtype_name(dtype)):
+        raise SchemaConflict(f"The blob exists with other fields: {found.layout()}, asked for dtype {dtype!r}")
+    if asked is None and shape is not None:
+        wanted = (shape,) if isinstance(shape, int) else tuple(shape)
+        if not found.is_single or found.fields[0].shape != wanted:
+            raise SchemaConflict(f"The blob exists with other fields: {found.layout()}, asked for shape {shape!r}")
+
+
+def _is_absent(path: str) -> bool:
+    """True if there is nothing at `path`, or an empty directory."""
+    try:
+        return not os.listdir(path)
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False

@@ -1,0 +1,344 @@
+"""Reading one column at one snapshot, in three ways that answer alike.
+
+`MappedColumn` copies from one contiguous map (`memory`). `CachedColumn` maps blocks on demand and keeps at most so many, as
+`MemoryMappedTensor`s in an LRU: for more blocks than the kernel maps, and where address space is refused. `PreadColumn` maps
+nothing: for storage whose errors must be exceptions.
+
+Rows are row ids here, and the caller has checked them against the snapshot. Everything but `view` returns copies.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import OrderedDict
+from itertools import pairwise
+
+import numpy as np
+import torch
+from tensordict import MemoryMappedTensor
+
+from tensorblob import files
+from tensorblob.edit import Span
+from tensorblob.errors import Corrupt, SeamError
+from tensorblob.memory import Layout, Mapping, Reservation, carrier_dtype, open_block, tensor_at
+from tensorblob.format import block_path
+from tensorblob.schema import PAGE_NBYTES, Field
+from tensorblob.snapshot import Column
+
+
+class ColumnRows(ABC):
+    """The rows of one column of one snapshot."""
+
+    field: Field
+    column: Column
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+        self._dtype = field.torch_dtype
+        self._carrier = carrier_dtype(self._dtype)
+        self._is_carried = self._carrier is not self._dtype
+
+    def _finish(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.view(self._dtype) if self._is_carried else rows
+
+    def empty(self, count: int) -> torch.Tensor:
+        return torch.empty((count, *self.field.shape), dtype=self._dtype)
+
+    @abstractmethod
+    def follow(self, column: Column) -> ColumnRows:
+        """Return the same way of reading for a newer snapshot of this column."""
+
+    @abstractmethod
+    def row(self, row: int) -> torch.Tensor:
+        """A copy of one row, of shape field.shape."""
+
+    @abstractmethod
+    def copy(self, start: int, stop: int, step: int) -> torch.Tensor:
+        """A copy of rows range(start, stop, step), `step` > 0."""
+
+    @abstractmethod
+    def take(self, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        """A copy of the rows with these ids (int64, 1-D), in their order, into `out` if given."""
+
+    @abstractmethod
+    def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The ranges of rows between `start` and `stop` that `view` can show."""
+
+    @abstractmethod
+    def view(self, start: int, stop: int) -> torch.Tensor:
+        """A tensor over rows `start` to `stop`, which are of one run."""
+
+    def _check_one_run(self, start: int, stop: int) -> None:
+        if len(runs := self.runs(start, stop)) > 1:
+            raise SeamError(
+                f"Rows {start} to {stop} are not contiguous in memory (a seam lies at row {runs[0][1]}); "
+                "use runs(start, stop) and view each of them, or compact() the blob"
+            )
+
+
+class MappedColumn(ColumnRows):
+    """Reads from one range of addresses over all blocks."""
+
+    def __init__(
+        self, field: Field, dir_fd: int, column: Column, shared: Layout | None = None, private: Layout | None = None
+    ) -> None:
+        super().__init__(field)
+        self.column = column
+        self._dir_fd = dir_fd
+        self._shared = shared if shared is not None else Layout(field, dir_fd, column, private=False)
+        self._private = private
+        self._lock = threading.Lock()
+
+    def follow(self, column: Column) -> MappedColumn:
+        private = self._private and self._private.follow(self.column, column)
+        shared = self._shared.follow(self.column, column)
+        return MappedColumn(self.field, self._dir_fd, column, shared, private)
+
+    def row(self, row: int) -> torch.Tensor:
+        layout = self._shared
+        if layout.unmapped:
+            layout.ensure(row, row + 1)
+        if (table := layout.table) is not None:
+            found = table[row - layout.table_row].clone()
+        else:
+            found = layout.rows_between(row, row + 1)[0].clone()
+        return found.view(self._dtype) if self._is_carried else found
+
+    def copy(self, start: int, stop: int, step: int) -> torch.Tensor:
+        layout = self._shared
+        if start >= stop:
+            return self.empty(0)
+        runs = layout.runs(start, stop)
+        if len(runs) == 1:
+            return self._finish(layout.rows_between(start, stop)[::step].clone())
+        parts = []
+        for low, high in runs:
+            skip = -(low - start) % step
+            if low + skip < high:
+                parts.append(layout.rows_between(low + skip, high)[::step])
+        return self._finish(torch.cat(parts))
+
+    def take(self, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        layout = self._shared
+        if layout.unmapped:
+            layout.ensure_rows(rows)
+        if (table := layout.table) is not None:
+            base = layout.table_row
+            if base:
+                rows = rows - base
+            table = table[: self.column.stop - base]
+            if out is None:
+                return self._finish(torch.index_select(table, 0, rows))
+            torch.index_select(table, 0, rows, out=out.view(self._carrier) if self._is_carried else out)
+            return out
+        found = self.empty(len(rows)) if out is None else out
+        target = found.view(self._carrier) if self._is_carried else found
+        if layout.run_rows:
+            which = np.searchsorted(layout.run_rows, rows.numpy(), side="right") - 1
+            for run in np.unique(which).tolist():
+                at = torch.from_numpy(np.flatnonzero(which == run))
+                target[at] = torch.index_select(layout.tables[run], 0, rows[at] - layout.run_rows[run])
+        return found
+
+    def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        return self._shared.runs(start, stop)
+
+    def view(self, start: int, stop: int) -> torch.Tensor:
+        if start >= stop:
+            return self.empty(0)
+        with self._lock:
+            layout = self._private
+            if layout is None:
+                layout = self._private = Layout(self.field, self._dir_fd, self.column, private=True)
+        if len(layout.run_rows) > 1:
+            self._check_one_run(start, stop)
+        layout.ensure(start, stop)
+        keep = layout.mappings(start, stop)
+        return self._finish(tensor_at(layout.address(start), stop - start, self.field, keep))
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Fault the pages of these rows in before they are gathered from."""
+        self._shared.prefetch(start, stop)
+
+
+class _Piecewise(ColumnRows):
+    """Reads span by span: `_rows` lends the rows of one."""
+
+    def __init__(self, field: Field, dir_fd: int, column: Column) -> None:
+        super().__init__(field)
+        self.column = column
+        self._dir_fd = dir_fd
+        self._placed = list(column.placed())
+        self._starts = [placed.row for placed in self._placed]
+
+    @abstractmethod
+    def _rows(self, span: Span) -> torch.Tensor:
+        """The rows of `span`, of the carrier dtype; not to be kept."""
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int, Span]]:
+        """Rows `start` to `stop` as (row, row, the span cut to them)."""
+        found = []
+        for index in range(max(bisect_right(self._starts, start) - 1, 0), len(self._placed)):
+            placed = self._placed[index]
+            low, high = max(start, placed.row), min(stop, placed.stop_row)
+            if low >= high:
+                break
+            shift = placed.span.start - placed.row
+            found.append((low, high, Span(placed.span.block, low + shift, high + shift)))
+        return found
+
+    def row(self, row: int) -> torch.Tensor:
+        ((_, _, span),) = self._parts(row, row + 1)
+        return self._finish(self._rows(span)[0].clone())
+
+    def copy(self, start: int, stop: int, step: int) -> torch.Tensor:
+        found = self.empty(len(range(start, stop, step)))
+        target, done = found.view(self._carrier) if self._is_carried else found, 0
+        for low, high, span in self._parts(start, stop):
+            skip = -(low - start) % step
+            if low + skip < high:
+                rows = self._rows(Span(span.block, span.start + skip, span.stop))[::step]
+                target[done : done + len(rows)] = rows
+                done += len(rows)
+        return found
+
+    def take(self, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        found = self.empty(len(rows)) if out is None else out
+        target = found.view(self._carrier) if self._is_carried else found
+        ids = rows.numpy()
+        order = np.argsort(ids, kind="stable")
+        which = np.searchsorted(self._starts, ids[order], side="right") - 1
+        bounds = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(ids)]
+        for low, high in pairwise(bounds):
+            if low < high:
+                placed = self._placed[int(which[low])]
+                at = torch.from_numpy(order[low:high])
+                target[at] = self._take(placed.span, rows[at] - placed.row + placed.span.start)
+        return found
+
+    def _take(self, span: Span, block_rows: torch.Tensor) -> torch.Tensor:
+        """The given block rows (ascending) of the block of `span`."""
+        low, high = int(block_rows[0]), int(block_rows[-1]) + 1
+        return torch.index_select(self._rows(Span(span.block, low, high)), 0, block_rows - low)
+
+
+class BlockCache:
+    """At most `capacity` mapped blocks, the least recently used unmapped first; any number of threads may ask.
+
+    A block leaves memory once the last tensor over it is gone.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"max_cached_blocks must be a positive integer, got {capacity}!")
+        self.capacity = capacity
+        self._blocks: OrderedDict[tuple[str, str], MemoryMappedTensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def block(self, dir_fd: int, field: Field, block: str, rows: int) -> MemoryMappedTensor:
+        """Return a tensor over (at least) the first `rows` rows of a block, of the carrier dtype."""
+        key = field.name, block
+        with self._lock:
+            found = self._blocks.get(key)
+            if found is not None and len(found) >= rows:
+                self._blocks.move_to_end(key)
+                return found
+            self._blocks.pop(key, None)
+            while len(self._blocks) >= self.capacity:
+                self._blocks.popitem(last=False)
+            found = self._blocks[key] = self._map(dir_fd, field, block, rows)
+            return found
+
+    @staticmethod
+    def _map(dir_fd: int, field: Field, block: str, rows: int) -> MemoryMappedTensor:
+        tensor = map_block(dir_fd, field, block, 0, rows)
+        return MemoryMappedTensor.from_storage(tensor.untyped_storage(), dtype=tensor.dtype, shape=tensor.shape)
+
+
+def map_block(dir_fd: int, field: Field, block: str, start: int, stop: int) -> torch.Tensor:
+    """Return a tensor, of the carrier dtype, over a private map of the block rows `start` to `stop`, and of nothing more."""
+    offset = start * field.row_nbytes
+    phase = offset % PAGE_NBYTES
+    nbytes = -(-(phase + (stop - start) * field.row_nbytes) // PAGE_NBYTES) * PAGE_NBYTES
+    fd = open_block(dir_fd, field, block, stop)
+    try:
+        mapping = Mapping(Reservation(nbytes), 0, nbytes, fd, offset - phase, private=True)
+    finally:
+        os.close(fd)
+    return tensor_at(mapping.address + phase, stop - start, field, mapping)
+
+
+class CachedColumn(_Piecewise):
+    """Reads through a `BlockCache` that it shares with its other snapshots and columns."""
+
+    def __init__(self, field: Field, dir_fd: int, column: Column, cache: BlockCache) -> None:
+        super().__init__(field, dir_fd, column)
+        self._cache = cache
+
+    def follow(self, column: Column) -> CachedColumn:
+        return CachedColumn(self.field, self._dir_fd, column, self._cache)
+
+    def _rows(self, span: Span) -> torch.Tensor:
+        block = self._cache.block(self._dir_fd, self.field, span.block, span.stop)
+        return block.as_subclass(torch.Tensor)[span.start : span.stop]
+
+    def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        return [(low, high) for low, high, _ in self._parts(start, stop)]
+
+    def view(self, start: int, stop: int) -> torch.Tensor:
+        if start >= stop:
+            return self.empty(0)
+        self._check_one_run(start, stop)
+        ((_, _, span),) = self._parts(start, stop)
+        return self._finish(map_block(self._dir_fd, self.field, span.block, span.start, span.stop))
+
+
+class PreadColumn(_Piecewise):
+    """Reads by `pread`: nothing is mapped, a failing disk is an `OSError`, and a `view` is a copy."""
+
+    def follow(self, column: Column) -> PreadColumn:
+        return PreadColumn(self.field, self._dir_fd, column)
+
+    def _rows(self, span: Span) -> torch.Tensor:
+        rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier)
+        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
+        try:
+            self._fill(fd, span.block, rows, span.start)
+        finally:
+            os.close(fd)
+        return rows
+
+    def _take(self, span: Span, block_rows: torch.Tensor) -> torch.Tensor:
+        """Read runs of neighbouring rows, not everything between the first and the last."""
+        rows = torch.empty((len(block_rows), *self.field.shape), dtype=self._carrier)
+        unique, inverse = torch.unique_consecutive(block_rows, return_inverse=True)
+        ids = unique.numpy()
+        bounds = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
+        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
+        try:
+            for low, high in pairwise(bounds):
+                self._fill(fd, span.block, rows[low:high], int(ids[low]))
+        finally:
+            os.close(fd)
+        return rows[inverse]
+
+    def _fill(self, fd: int, block: str, rows: torch.Tensor, start: int) -> None:
+        nbytes = len(rows) * self.field.row_nbytes
+        offset = start * self.field.row_nbytes
+        got = files.read_into(fd, rows.view(-1).view(torch.uint8).numpy() if nbytes else b"", offset)
+        if got != nbytes:
+            raise Corrupt(
+                "A block ends before its committed rows", path=block_path(self.field, block), offset=offset + got
+            )
+
+    def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        return [(start, stop)] if start < stop else []
+
+    def view(self, start: int, stop: int) -> torch.Tensor:
+        return self.copy(start, stop, 1)

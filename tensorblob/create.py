@@ -1,0 +1,163 @@
+"""How blobs begin, multiply and end, each by one rename.
+
+A new blob, and a copy, is built whole in a hidden directory beside its place and then renamed there; so a path leads to a complete
+blob or to none. The builder holds a lock on the hidden directory, and whoever builds next removes those that nobody holds.
+Unlinking goes the other way: the blob is renamed to a hidden name first, then its files are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tensorblob import files
+from tensorblob.edit import Block, Edit, Metadata, Op, Retention, Splice, State
+from tensorblob.errors import BlobReplaced, NotABlob
+from tensorblob.format import Store, block_path, encode_store, manifest_generation
+from tensorblob.manifest import Manifest
+from tensorblob.schema import Schema
+from tensorblob.snapshot import Column, Snapshot, Vector, checkpoint
+
+_TOP_LEVEL = frozenset({"schema.json", "writer.lock", "commit.lock", "blocks", "producers", "cursors"})
+
+
+def create(
+    path: str, schema: Schema, *, metadata: dict[str, Any] | None = None, retention: Retention | None = None
+) -> bool:
+    """Create an empty blob at `path`, durably; return False if one appeared there meanwhile.
+
+    `path` may be an empty directory. Parent directories are made. Raises `NotABlob` if something else is there.
+    """
+    edit: list[Op] = [State(0, (), 0, 0), *(Splice(number, 0, 0, ()) for number in range(len(schema)))]
+    if metadata is not None:
+        edit.append(Metadata(metadata))
+    if retention is not None and retention != Retention(None, None):
+        edit.append(retention)
+    return _build(path, schema, lambda dir_fd: tuple(edit))
+
+
+def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> None:
+    """Make a blob of its own at `path` that holds the rows of `snapshot`, its files linked where that is possible.
+
+    Row ids, history, metadata and retention are those of the source; all its blocks are sealed, so that neither blob writes
+    what the other reads. Raises `FileExistsError` if there is something at `path`.
+    """
+
+    def fill(dir_fd: int) -> Edit:
+        columns = []
+        for field, column in zip(store.schema, snapshot.columns, strict=True):
+            spans = column.between(snapshot.first_row, snapshot.rows)
+            named = column.blocks()
+            ids = dict.fromkeys(span.block for span in spans)
+            for id in ids:
+                block = block_path(field, id)
+                files.clone_file(block, block, source_dir_fd=source_dir_fd, dir_fd=dir_fd)
+                fd = files.open_file(block, dir_fd=dir_fd)
+                try:
+                    files.sync_file(fd, block)
+                finally:
+                    os.close(fd)
+            number = len(columns)
+            sealed = Vector(Block(number, id, *named[id]) for id in ids)
+            placed = Column(tail_row=snapshot.first_row).spliced(snapshot.first_row, snapshot.first_row, spans)
+            columns.append(Column(placed.spans, sealed, placed.tail_row))
+        return checkpoint(
+            Snapshot(
+                tuple(columns),
+                **{
+                    name: getattr(snapshot, name)
+                    for name in ("rows", "first_row", "history", "cuts", "commits", "metadata", "notes", "retention")
+                },
+            )
+        )
+
+    if files.exists(path):
+        raise FileExistsError(f"Cannot copy to {path!r}: it exists")
+    if not _build(path, store.schema, fill):
+        raise FileExistsError(f"Cannot copy to {path!r}: it exists")
+
+
+def _build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
+    """Build a blob aside and rename it to `path`; `fill(dir_fd)` adds its blocks and returns the first checkpoint."""
+    parent, name = os.path.split(path)
+    os.makedirs(parent, exist_ok=True)
+    _remove_abandoned(parent, name)
+    aside = os.path.join(parent, f".{name}.{secrets.token_hex(4)}.new")
+    files.make_directory(aside)
+    with _removed_unless_renamed(aside):
+        dir_fd = files.open_directory(aside)
+        try:
+            files.try_lock(dir_fd, shared=False)
+            store = Store(secrets.token_hex(16), schema)
+            directories = ["blocks", *(f"blocks/{field.directory}" for field in schema), "producers", "cursors"]
+            for directory in directories:
+                files.make_directory(directory, dir_fd=dir_fd)
+            for lock in ("writer.lock", "commit.lock"):
+                files.write_new_file(lock, b"", dir_fd=dir_fd)
+            files.write_new_file("schema.json", encode_store(store), dir_fd=dir_fd)
+            checkpointed = fill(dir_fd)
+            for directory in directories:
+                files.sync_directory(directory, dir_fd=dir_fd)
+            Manifest.create(dir_fd, store, 1, checkpointed, "0").close()
+            files.sync_directory(".", dir_fd=dir_fd)
+            try:
+                files.rename(aside, path)  # the commit point: the blob exists
+            except (FileExistsError, OSError) as error:
+                if not os.path.isdir(path) or not os.listdir(path):
+                    raise
+                if not files.exists(os.path.join(path, "schema.json")):
+                    raise NotABlob(f"Not a blob, and not empty: {path!r}") from error
+                return False
+        finally:
+            os.close(dir_fd)
+    files.sync_directory(parent)
+    return True
+
+
+@contextlib.contextmanager
+def _removed_unless_renamed(aside: str) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if files.exists(aside):
+            with contextlib.suppress(OSError):
+                files.remove_tree(aside)
+
+
+def _remove_abandoned(parent: str, name: str) -> None:
+    for found in os.listdir(parent):
+        if not (found.startswith(f".{name}.") and found.endswith((".new", ".gone"))):
+            continue
+        aside = os.path.join(parent, found)
+        with contextlib.suppress(OSError):
+            fd = files.open_directory(aside)
+            try:
+                if files.try_lock(fd, shared=False):
+                    files.remove_tree(aside)
+            finally:
+                os.close(fd)
+
+
+def unlink(path: str, dir_fd: int) -> None:
+    """Remove a blob: whole, and only a blob. Raises `NotABlob` if the directory holds anything else; then nothing is removed.
+
+    The caller holds `writer.lock` and `dir_fd`. Readers keep what they have mapped.
+    """
+    foreign = sorted(
+        name
+        for name in os.listdir(dir_fd)
+        if name not in _TOP_LEVEL and manifest_generation(name.removeprefix(".")) is None
+    )
+    if foreign:
+        raise NotABlob(f"{path!r} holds files that are not of a blob ({', '.join(foreign[:3])}); remove them first")
+    held, now = os.fstat(dir_fd), os.stat(path, follow_symlinks=False)
+    if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
+        raise BlobReplaced(f"{path!r} is another blob now")
+    parent, name = os.path.split(path)
+    gone = os.path.join(parent, f".{name}.{secrets.token_hex(4)}.gone")
+    files.rename(path, gone)
+    files.remove_tree(gone)
+    files.sync_directory(parent)

@@ -1,0 +1,332 @@
+"""Every durable act on the filesystem, and nothing else: the one seam where a test can pull the plug.
+
+All other modules write, sync, rename, link, unlink and lock through these functions. Paths are relative to a directory
+descriptor that the caller holds, so that a blob stays itself when its path is renamed or replaced, and no symlink below it is
+followed. Errors that a caller can act on become our own (`DiskFull`, `ReadOnlyStore`, `SyncFailed`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from tensorblob.errors import DiskFull, ReadOnlyStore, SyncFailed, WriterBusy
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]
+
+if sys.platform not in ("linux", "darwin"):
+    raise ImportError(f"tensorblob needs Linux or macOS (flock, mmap with MAP_FIXED); this is {sys.platform!r}")
+
+COPY_NBYTES = 8 << 20
+_FALLOC_FL_KEEP_SIZE = 1
+_FICLONE = 0x40049409
+
+_libc = ctypes.CDLL(None, use_errno=True)
+if sys.platform == "linux":
+    _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+fdatasync = os.fdatasync if sys.platform == "linux" else lambda fd: fcntl.fcntl(fd, 51)  # macOS: F_FULLFSYNC
+
+
+def _fail(error: OSError, what: str) -> NoReturn:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise DiskFull(
+            error.errno, f"{what}: {error.strerror}; nothing was committed, free space and write again", error.filename
+        ) from error
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        raise ReadOnlyStore(error.errno, f"{what}: {error.strerror}; reading still works", error.filename) from error
+    raise error
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn an `OSError` of the body into ours, where we have one for it."""
+    try:
+        yield
+    except OSError as error:
+        _fail(error, what)
+
+
+# -- directories and names --------------------------------------------------------------------------------------------
+
+
+def open_directory(path: str, *, dir_fd: int | None = None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if dir_fd is not None else 0)
+    return os.open(path, flags, dir_fd=dir_fd)
+
+
+def make_directory(path: str, *, dir_fd: int | None = None) -> None:
+    with explained(f"Cannot create the directory {path!r}"):
+        os.mkdir(path, dir_fd=dir_fd)
+
+
+def list_directory(path: str, *, dir_fd: int | None = None) -> list[str]:
+    fd = open_directory(path, dir_fd=dir_fd)
+    try:
+        return sorted(os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
+def rename(source: str, target: str, *, dir_fd: int | None = None) -> None:
+    with explained(f"Cannot rename {source!r} to {target!r}"):
+        os.rename(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def unlink(path: str, *, dir_fd: int | None = None, missing_ok: bool = False) -> None:
+    try:
+        os.unlink(path, dir_fd=dir_fd)
+    except FileNotFoundError:
+        if not missing_ok:
+            raise
+
+
+def remove_directory(path: str, *, dir_fd: int | None = None) -> None:
+    os.rmdir(path, dir_fd=dir_fd)
+
+
+def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
+    """Remove an unfinished directory of our own making; symlinks in it are not followed."""
+    shutil.rmtree(path, dir_fd=dir_fd)
+
+
+def exists(path: str, *, dir_fd: int | None = None) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def open_file(path: str, *, dir_fd: int | None = None) -> int:
+    """Open a file for reading; a symlink is refused."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+
+
+def read_at(fd: int, nbytes: int, offset: int) -> bytes:
+    """Return `nbytes` bytes from `offset`, fewer only where the file ends."""
+    data = os.pread(fd, nbytes, offset)
+    if len(data) == nbytes or not data:
+        return data
+    parts = [data]
+    while data and (got := sum(map(len, parts))) < nbytes:
+        data = os.pread(fd, nbytes - got, offset + got)
+        parts.append(data)
+    return b"".join(parts)
+
+
+def read_into(fd: int, buffer: Any, offset: int) -> int:
+    """Fill `buffer` from `offset`; return how many bytes there were."""
+    view = memoryview(buffer).cast("B")
+    done = 0
+    while done < len(view):
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def read_file(path: str, *, dir_fd: int | None = None, limit: int = 64 << 20) -> bytes:
+    fd = open_file(path, dir_fd=dir_fd)
+    try:
+        return read_at(fd, min(os.fstat(fd).st_size, limit), 0)
+    finally:
+        os.close(fd)
+
+
+def size_of(fd: int) -> int:
+    return os.fstat(fd).st_size
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def create_file(path: str, *, dir_fd: int | None = None) -> int:
+    """Create a file that must not exist, for reading and writing."""
+    with explained(f"Cannot create {path!r}"):
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(path, flags, 0o666, dir_fd=dir_fd)
+
+
+def open_for_append(path: str, *, dir_fd: int | None = None) -> int:
+    """Open an existing file for reading and writing; it is not changed."""
+    with explained(f"Cannot open {path!r} for writing"):
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+
+
+def write_at(fd: int, data: Buffer, nbytes: int, offset: int) -> None:
+    """Write all `nbytes` of `data` at `offset`; raises `DiskFull` or the `OSError`, with some prefix perhaps written."""
+    try:
+        done = os.pwrite(fd, data, offset)
+        if done != nbytes:
+            view = memoryview(data).cast("B")
+            while done < nbytes:
+                done += os.pwrite(fd, view[done:], offset + done)
+    except OSError as error:
+        _fail(error, "Cannot write")
+
+
+def allocate(fd: int, offset: int, nbytes: int) -> None:
+    """Reserve space for bytes to come without changing the file's size, where the filesystem can; raises `DiskFull`."""
+    if sys.platform != "linux" or nbytes <= 0:
+        return
+    if _libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, offset, nbytes) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull(code, f"Cannot reserve {nbytes} bytes: {os.strerror(code)}; free space and write again")
+
+
+def release_allocation(fd: int) -> None:
+    """Give back space reserved beyond the end of the file (its size stays)."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, os.fstat(fd).st_size)
+
+
+def sync_file(fd: int, what: str) -> None:
+    """Make a file's bytes and size durable; raises `SyncFailed`, after which the file must never be synced again."""
+    try:
+        fdatasync(fd)
+    except OSError as error:
+        raise SyncFailed(error.errno, f"Cannot make {what} durable: {error.strerror}") from error
+
+
+def sync_directory(path: str, *, dir_fd: int | None = None) -> None:
+    """Make the names in a directory durable."""
+    fd = open_directory(path, dir_fd=dir_fd)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise SyncFailed(error.errno, f"Cannot make the directory {path!r} durable: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def write_new_file(path: str, data: bytes, *, dir_fd: int | None = None) -> None:
+    """Create a file with these bytes, durable (its name is not yet)."""
+    fd = create_file(path, dir_fd=dir_fd)
+    try:
+        write_at(fd, data, len(data), 0)
+        sync_file(fd, path)
+    finally:
+        os.close(fd)
+
+
+def clone_file(source: str, target: str, *, source_dir_fd: int, dir_fd: int) -> str:
+    """Make `target` hold what `source` holds, as cheaply as the filesystem can; return "link", "reflink" or "copy".
+
+    A hard link shares the file; where one cannot be made (another filesystem, link limits, no permission), the bytes are
+    shared by reflink or copied by the kernel. A copy is not durable until it is synced.
+    """
+    try:
+        os.link(source, target, src_dir_fd=source_dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        return "link"
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES):
+            _fail(error, f"Cannot link {target!r}")
+    source_fd = open_file(source, dir_fd=source_dir_fd)
+    try:
+        target_fd = create_file(target, dir_fd=dir_fd)
+        try:
+            return _copy(source_fd, target_fd)
+        except BaseException:
+            os.unlink(target, dir_fd=dir_fd)
+            raise
+        finally:
+            os.close(target_fd)
+    finally:
+        os.close(source_fd)
+
+
+def _copy(source_fd: int, target_fd: int) -> str:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(target_fd, _FICLONE, source_fd)
+            return "reflink"
+    offset, nbytes = 0, os.fstat(source_fd).st_size
+    in_kernel = hasattr(os, "copy_file_range")
+    with explained("Cannot copy a block"):
+        while offset < nbytes:
+            count = 0
+            if in_kernel:
+                try:
+                    count = os.copy_file_range(source_fd, target_fd, nbytes - offset, offset, offset)
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                        raise
+            if count == 0:
+                in_kernel = False
+                data = read_at(source_fd, COPY_NBYTES, offset)
+                if not data:
+                    break
+                write_at(target_fd, data, len(data), offset)
+                count = len(data)
+            offset += count
+    return "copy"
+
+
+# -- locks ------------------------------------------------------------------------------------------------------------
+
+
+def try_lock(fd: int, *, shared: bool) -> bool:
+    """Take a flock on an open file if it is free now. It goes when the last descriptor of this opening is closed."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK):
+            return False
+        raise
+    return True
+
+
+class _Holder(msgspec.Struct):
+    pid: int
+    host: str
+
+
+def lock_writer(path: str, timeout_s: float) -> FileLock:
+    """Take the exclusive lock of a sole writer, and say in the file who holds it.
+
+    Raises `WriterBusy` if it stays taken for `timeout_s` seconds, `ReadOnlyStore` if the file cannot be written.
+    """
+    lock = FileLock(path, timeout=timeout_s, thread_local=False, fallback_to_soft=False, poll_interval=0.01)
+    try:
+        with explained(f"Cannot lock {path!r}"):
+            lock.acquire()
+    except Timeout:
+        try:
+            holder = msgspec.json.decode(read_file(path).rstrip(b"\0"), type=_Holder)
+        except (OSError, msgspec.MsgspecError):
+            raise WriterBusy(f"Another writer holds {path!r}; pass timeout_s to wait for it") from None
+        raise WriterBusy(
+            f"Process {holder.pid} on {holder.host} is writing ({path!r} is locked); pass timeout_s to wait for it",
+            pid=holder.pid,
+            host=holder.host,
+        ) from None
+    text = msgspec.json.encode(_Holder(os.getpid(), socket.gethostname()))
+    with contextlib.suppress(OSError):
+        fd = open_for_append(path)
+        try:
+            os.pwrite(fd, text.ljust(256), 0)
+        finally:
+            os.close(fd)
+    return lock
+
+
+def unlock_writer(lock: FileLock) -> None:
+    lock.release(force=True)

@@ -1,0 +1,269 @@
+"""Placing rows of one column: blocks that grow, ahead of what is committed.
+
+A `Growth` knows where the next row of its column goes. It writes rows past the committed end of the tail block, opens the next
+block when one is full, and returns the operations that would commit what it placed; until the writer appends them to the
+manifest nobody sees them, and `reset` forgets them. Overwritten quanta go to a second block that grows the same way (`patch`).
+
+Invariants: bytes below a committed length are never written again; a block file holds exactly the rows given to it, and its
+checksum is extended by each before it is written (in pieces that are still in cache); a piece never crosses a 2 MiB boundary
+of its file, so that the page cache can hold it in huge pages.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tensorblob import files
+from tensorblob.edit import Grow, Op, Patch, Span, Splice, Tail
+from tensorblob.format import crc32c
+from tensorblob.memory import carrier_dtype, open_block
+from tensorblob.schema import HUGE_PAGE_NBYTES, Field
+from tensorblob.snapshot import Column
+
+SMALL_NBYTES = 64 << 10
+ALLOCATE_NBYTES = 64 << 10
+MAX_ALLOCATE_NBYTES = 32 << 20
+_CRC_NBYTES = 256 << 10
+
+
+class BlockFile:
+    """A block file that this process writes: `rows` placed, with checksum `crc32c` over them."""
+
+    __slots__ = ("allocated", "capacity_rows", "crc32c", "fd", "id", "is_dirty", "path", "rows")
+
+    def __init__(self, id: str, path: str, fd: int, capacity_rows: int, rows: int = 0, crc: int = 0) -> None:
+        self.id, self.path, self.fd = id, path, fd
+        self.capacity_rows, self.rows, self.crc32c = capacity_rows, rows, crc
+        self.allocated = 0
+        self.is_dirty = False
+        """Some bytes are not synced yet."""
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def as_bytes(rows: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """The memory of a contiguous CPU tensor as a uint8 array, without a copy."""
+    return rows.numpy().reshape(-1).view(np.uint8)
+
+
+class Growth:
+    """Where the next rows of one column go. Rows are given and read back in the field's carrier dtype (`carrier`).
+
+    `new_block(number)` creates the next block file of the column.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        columns: int,
+        field: Field,
+        dir_fd: int,
+        new_block: Callable[[int], BlockFile],
+    ) -> None:
+        self.number = number
+        self.field = field
+        self.row_nbytes = field.row_nbytes
+        self.carrier = carrier_dtype(field.torch_dtype)
+        self.is_carried = self.carrier is not field.torch_dtype
+        self._columns = columns
+        self._dir_fd = dir_fd
+        self._new_block = new_block
+        self.tail: BlockFile | None = None
+        self.patch: BlockFile | None = None
+
+    # -- writing bytes --------------------------------------------------------------------------------------------
+
+    def grow(self, rows: torch.Tensor, count: int) -> tuple[int, int] | None:
+        """Place rows in the tail if they fit in it; return its new (rows, crc32c), or None if they do not."""
+        tail = self.tail
+        if tail is None or tail.rows + count > tail.capacity_rows:
+            return None
+        self._write(tail, rows, count)
+        return tail.rows, tail.crc32c
+
+    def _write(self, block: BlockFile, rows: torch.Tensor, count: int) -> None:
+        """Write `count` rows at the end of `block`; small batches are copied first, so that bytes and checksum agree."""
+        offset = block.rows * self.row_nbytes
+        nbytes = count * self.row_nbytes
+        if offset + nbytes > block.allocated:
+            self._allocate(block, offset, nbytes)
+        block.is_dirty = True
+        if nbytes <= SMALL_NBYTES:
+            data = rows.numpy().tobytes()
+            block.crc32c = crc32c(block.crc32c, data)
+            files.write_at(block.fd, data, nbytes, offset)
+        else:
+            self._write_pieces(block, as_bytes(rows), offset)
+        block.rows += count
+
+    @staticmethod
+    def _write_pieces(block: BlockFile, data: npt.NDArray[np.uint8], offset: int) -> None:
+        done, crc = 0, block.crc32c
+        while done < len(data):
+            stop = min(done + HUGE_PAGE_NBYTES - (offset + done) % HUGE_PAGE_NBYTES, len(data))
+            for start in range(done, stop, _CRC_NBYTES):
+                crc = crc32c(crc, data[start : min(start + _CRC_NBYTES, stop)])
+            files.write_at(block.fd, data[done:stop], stop - done, offset + done)
+            done = stop
+        block.crc32c = crc
+
+    def _allocate(self, block: BlockFile, offset: int, nbytes: int) -> None:
+        """Reserve space ahead of the rows: twice what there is, from 64 KiB to 32 MiB, at most the block."""
+        ahead = min(max(offset + nbytes, ALLOCATE_NBYTES), MAX_ALLOCATE_NBYTES)
+        stop = max(min(offset + nbytes + ahead, block.capacity_rows * self.row_nbytes), offset + nbytes)
+        files.allocate(block.fd, block.allocated, stop - block.allocated)
+        block.allocated = stop
+
+    # -- appending ------------------------------------------------------------------------------------------------
+
+    def append(self, rows: torch.Tensor, column: Column) -> list[Op]:
+        """Place rows at the end of `column`, in as many blocks as they need; return the operations that commit them."""
+        ops: list[Op] = []
+        done, count = 0, len(rows)
+        if self.tail is None:
+            rest, ops = self._continue(column)
+            if rest is not None:
+                rows = torch.cat([rest, rows])
+                count = len(rows)
+        while done < count:
+            tail = self.tail
+            if tail is None or tail.rows == tail.capacity_rows:
+                tail = self.tail = self._new_block(self.number)
+            part = min(count - done, tail.capacity_rows - tail.rows)
+            is_new = tail.rows == 0
+            self._write(tail, rows[done : done + part], part)
+            done += part
+            if is_new:
+                ops.append(Tail(self.number, tail.id, tail.capacity_rows, 0, tail.rows, tail.crc32c))
+            else:
+                grown = [None] * self.number, [(tail.rows, tail.crc32c)], [None] * (self._columns - self.number - 1)
+                ops.append(Grow((*grown[0], *grown[1], *grown[2])))
+        return ops
+
+    def _continue(self, column: Column) -> tuple[torch.Tensor | None, list[Op]]:
+        """To append after a sealed partial block: its rows beyond whole quanta go to the new block, or a seam would be left."""
+        items = column.placed_at(column.stop)
+        if not items:
+            return None, []
+        last = items[-1]
+        beyond = min(last.span.stop % self.field.quantum, last.span.stop - last.span.start)
+        if beyond == 0:
+            return None, []
+        row = column.stop - beyond
+        rest = self.read([Span(last.span.block, last.span.stop - beyond, last.span.stop)])
+        return rest, [Splice(self.number, row, column.stop, ())]
+
+    # -- overwriting ----------------------------------------------------------------------------------------------
+
+    def overwrite(self, start: int, rows: torch.Tensor, column: Column) -> list[Op]:
+        """Place new versions of the quanta that hold rows `start`… of `column`; return the operations that commit them."""
+        ops: list[Op] = []
+        stop = start + len(rows)
+        for low, high in self._quanta(start, stop, column):
+            first, last = max(low, start), min(high, stop)
+            parts = [
+                self.read(column.between(low, first)),
+                rows[first - start : last - start],
+                self.read(column.between(last, high)),
+            ]
+            phase = column.between(low, low + 1)[0].start % self.field.quantum
+            ops += self._patch(low, torch.cat(parts), phase)
+        return ops
+
+    def _quanta(self, start: int, stop: int, column: Column) -> Iterator[tuple[int, int]]:
+        """Rows `start` to `stop`, grown to whole quanta as far as runs go: one range a run."""
+        quantum = self.field.quantum
+        low = high = -1
+        last_stop = 0
+        for placed in column.placed_at(start):
+            if placed.row >= stop:
+                break
+            span = placed.span
+            first, last = (
+                max(start, placed.row) - placed.row + span.start,
+                min(stop, placed.stop_row) - placed.row + span.start,
+            )
+            first -= min(first % quantum, first - span.start)
+            last = min(-(-last // quantum) * quantum, span.stop)
+            joins = low >= 0 and span.start % quantum == 0 and last_stop % quantum == 0 and first == span.start
+            if low >= 0 and not joins:
+                yield low, high
+            if not joins:
+                low = placed.row + first - span.start
+            high = placed.row + last - span.start
+            last_stop = span.stop
+        if low >= 0:
+            yield low, high
+
+    def _patch(self, row: int, rows: torch.Tensor, phase: int) -> Iterator[Op]:
+        done = 0
+        while done < len(rows):
+            patch = self.patch
+            gap = 0 if patch is None else (phase - patch.rows) % self.field.quantum
+            if patch is None or patch.rows + gap >= patch.capacity_rows:
+                patch = self.patch = self._new_block(self.number)
+                gap = phase
+            if gap:
+                self._write(patch, torch.zeros((gap, *self.field.shape), dtype=self.carrier), gap)
+            start = patch.rows
+            part = min(len(rows) - done, patch.capacity_rows - start)
+            self._write(patch, rows[done : done + part].contiguous(), part)
+            yield Patch(self.number, patch.id, patch.capacity_rows, patch.rows, patch.crc32c)
+            span = Span(patch.id, start, patch.rows)
+            yield Splice(self.number, row + done, row + done + part, (span,))
+            done += part
+            phase = 0
+
+    # -- reading back ---------------------------------------------------------------------------------------------
+
+    def read(self, spans: Sequence[Span], dir_fd: int | None = None) -> torch.Tensor:
+        """The rows of committed or placed spans, read by pread (of the same column of another blob, if `dir_fd` is given)."""
+        count = sum(span.stop - span.start for span in spans)
+        rows = torch.empty((count, *self.field.shape), dtype=self.carrier)
+        if not count:
+            return rows
+        data, done = as_bytes(rows), 0
+        for span in spans:
+            nbytes = (span.stop - span.start) * self.row_nbytes
+            fd = open_block(self._dir_fd if dir_fd is None else dir_fd, self.field, span.block, span.stop)
+            try:
+                got = files.read_into(fd, data[done : done + nbytes], span.start * self.row_nbytes)
+            finally:
+                os.close(fd)
+            assert got == nbytes, "open_block has checked the size"
+            done += nbytes
+        return rows
+
+    def copy_block(self, source: str, rows: int, target: BlockFile) -> None:
+        """Write the first `rows` rows of a block to a new one."""
+        step = max(files.COPY_NBYTES // self.row_nbytes, 1)
+        target.capacity_rows = max(target.capacity_rows, rows)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            self._write(target, self.read([Span(source, start, stop)]), stop - start)
+
+    # -- committed state --------------------------------------------------------------------------------------------
+
+    def settle(self, column: Column) -> None:
+        """Let go of a tail or patch block that `column` does not grow in any more."""
+        if self.tail is not None and (column.tail is None or column.tail.id != self.tail.id):
+            self.tail = None
+        if self.patch is not None and (column.patch is None or column.patch.id != self.patch.id):
+            self.patch = None
+
+    def reset(self, column: Column, blocks: Mapping[str, BlockFile]) -> None:
+        """Go on where `column` ends, in those of its blocks that may go on; what was placed beyond is forgotten."""
+        self.tail = None if column.tail is None else blocks.get(column.tail.id)
+        if self.tail is not None and column.tail is not None:
+            self.tail.rows, self.tail.crc32c = column.tail.rows, column.tail.crc32c
+        self.patch = None if column.patch is None else blocks.get(column.patch.id)
+        if self.patch is not None and column.patch is not None:
+            self.patch.rows, self.patch.crc32c = column.patch.rows, column.patch.crc32c

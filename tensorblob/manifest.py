@@ -1,0 +1,209 @@
+"""The manifest: the append-only log of edits, from its two ends.
+
+`Log` is a reader's end: it holds the current generation open, pinned by a shared flock, and folds what is appended. `Manifest`
+is the writer's end: `append` is the one commit point of every change. Generations follow each other by rename: a new one is
+written aside and synced before it gets its name, so the highest number is always whole.
+
+Invariants: only the holder of `writer.lock` has a `Manifest`; a generation is removed only by who got it locked exclusively
+while the next one was in place, oldest first (so g + 1 exists for as long as g does); a `Log` lets its pin go only by closing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+from tensorblob import files
+from tensorblob.edit import Edit, Moved, Session
+from tensorblob.errors import Corrupt
+from tensorblob.format import Store, decode_log, encode_record, log_seed, manifest_generation, manifest_name
+from tensorblob.replay import Replay, apply, boot_id, replay
+
+MAX_EDITS = 10_000
+
+
+def generations(dir_fd: int) -> list[int]:
+    """The numbers of all manifests present, ascending."""
+    return sorted(found for name in os.listdir(dir_fd) if (found := manifest_generation(name)) is not None)
+
+
+def _newest(dir_fd: int) -> int:
+    found = generations(dir_fd)
+    if not found:
+        raise Corrupt("There is no manifest", path="manifest.000001", offset=0)
+    return found[-1]
+
+
+class Log:
+    """The current generation as a reader follows it: `snapshot` is the fold of its first `offset` bytes."""
+
+    def __init__(self, dir_fd: int, store: Store) -> None:
+        self._dir_fd = dir_fd
+        self._store = store
+        self.fd = -1
+        self._open_newest()
+
+    def _open_newest(self) -> None:
+        while True:
+            generation = _newest(self._dir_fd)
+            try:
+                fd = files.open_file(manifest_name(generation), dir_fd=self._dir_fd)
+            except FileNotFoundError:
+                continue  # superseded and removed since it was listed
+            try:
+                pinned = files.try_lock(fd, shared=True) and os.fstat(fd).st_nlink > 0
+                if not pinned or self._is_superseded(generation):
+                    os.close(fd)
+                    continue  # a writer is removing it, or has moved on: start over
+                found = replay(fd, self._dir_fd, self._store, generation)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+                raise
+            break
+        self.close()
+        self.fd, self.generation = fd, generation
+        self.offset, self.snapshot = found.stop, found.snapshot
+        self._seed = log_seed(self._store.uuid, generation)
+        self._is_over = found.is_cut or (found.is_torn and not found.is_same_boot)
+
+    def _is_superseded(self, generation: int) -> bool:
+        return files.exists(manifest_name(generation + 1), dir_fd=self._dir_fd)
+
+    def poll(self) -> bool:
+        """Fold what was committed since; return whether the snapshot moved. One `fstat` and one `stat` if nothing was."""
+        before = self.snapshot
+        self._read_on()
+        if self._is_superseded(self.generation):
+            self._open_newest()
+        return self.snapshot is not before
+
+    def _read_on(self) -> None:
+        size = files.size_of(self.fd)
+        if size <= self.offset or self._is_over:
+            return
+        data = files.read_at(self.fd, size - self.offset, self.offset)
+        name = manifest_name(self.generation)
+        for record in decode_log(data, self._seed, self.offset, name):
+            self.snapshot = apply(self.snapshot, record.edit, name, self.offset)
+            self.offset = record.stop
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Manifest:
+    """The current generation as its writer appends to it. `offset` is where the next record goes."""
+
+    def __init__(self, dir_fd: int, store: Store, generation: int, fd: int, offset: int, edits: int) -> None:
+        self._dir_fd = dir_fd
+        self.generation, self.fd, self.offset, self.edits = generation, fd, offset, edits
+        self._seed = log_seed(store.uuid, generation)
+        self.is_broken = False
+        """An append or a sync failed: nothing more may be appended here, only a new generation can follow."""
+
+    @classmethod
+    def open(cls, dir_fd: int, store: Store) -> tuple[Manifest, Replay]:
+        """Open the newest generation for appending, and replay it. The caller holds `writer.lock`."""
+        generation = _newest(dir_fd)
+        fd = files.open_for_append(manifest_name(generation), dir_fd=dir_fd)
+        try:
+            found = replay(fd, dir_fd, store, generation)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(dir_fd, store, generation, fd, found.stop, found.edits), found
+
+    @classmethod
+    def create(cls, dir_fd: int, store: Store, generation: int, checkpoint: Edit, producer: str) -> Manifest:
+        """Begin a generation with `checkpoint` and a session; it is current, and durable, when this returns.
+
+        Everything that the checkpoint names is durable already: starting a generation is a flush. What fails before the
+        rename leaves the old generation current. If the directory's sync fails after it, `SyncFailed` is raised and the new
+        generation is current all the same (`generations` tells).
+        """
+        name = manifest_name(generation)
+        assert not files.exists(name, dir_fd=dir_fd), "generation numbers are never reused"
+        files.unlink(f".{name}", dir_fd=dir_fd, missing_ok=True)
+        fd = files.create_file(f".{name}", dir_fd=dir_fd)
+        try:
+            manifest = cls(dir_fd, store, generation, fd, 0, 0)
+            manifest.append((*checkpoint, session(fd, producer)))
+            files.sync_file(fd, name)
+            files.rename(f".{name}", name, dir_fd=dir_fd)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                files.unlink(f".{name}", dir_fd=dir_fd, missing_ok=True)
+            raise
+        return manifest
+
+    def append(self, edit: Edit) -> None:
+        """Commit `edit`: it is visible when this returns.
+
+        If it raises, the edit is absent and `offset` is where it was; only an interrupt (`KeyboardInterrupt`) can raise after
+        the edit became visible, and then `offset` has moved.
+        """
+        assert not self.is_broken, "a broken generation is not appended to"
+        line = encode_record(edit, self._seed, self.offset)
+        try:
+            files.write_at(self.fd, line, len(line), self.offset)
+        except BaseException as error:
+            self.is_broken = True
+            is_visible = files.read_at(self.fd, len(line), self.offset) == line
+            if is_visible:
+                self.offset += len(line)
+            if not is_visible or not isinstance(error, OSError):
+                raise
+            return
+        self.offset += len(line)
+        self.edits += 1
+
+    def sync(self) -> None:
+        """Make everything appended so far durable."""
+        try:
+            files.sync_file(self.fd, manifest_name(self.generation))
+        except BaseException:
+            self.is_broken = True
+            raise
+
+    def ring_doorbell(self, generation: int) -> None:
+        """Tell who watches this generation that `generation` has taken its place; failing to does no harm."""
+        if not self.is_broken:
+            with contextlib.suppress(OSError):
+                self.append((Moved(generation),))
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def session(fd: int, producer: str) -> Session:
+    """The session edit of a writer in this process and boot, appending to the manifest `fd`."""
+    stat = os.fstat(fd)
+    return Session(producer, boot_id(), stat.st_dev, stat.st_ino, os.getpid(), socket.gethostname())
+
+
+def remove_superseded(dir_fd: int, current: int) -> list[int]:
+    """Remove the generations before `current` that nobody pins; return the pinned ones.
+
+    They go oldest first, up to the first pinned one: so whoever holds generation g open finds g + 1 if there ever was one.
+    """
+    pinned: list[int] = []
+    for generation in generations(dir_fd):
+        if generation >= current:
+            break
+        name = manifest_name(generation)
+        fd = files.open_file(name, dir_fd=dir_fd)
+        try:
+            if not files.try_lock(fd, shared=False):
+                pinned.append(generation)
+            elif not pinned:
+                files.unlink(name, dir_fd=dir_fd)
+        finally:
+            os.close(fd)
+    return pinned

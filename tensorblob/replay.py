@@ -1,0 +1,177 @@
+"""Replay: one manifest generation to the snapshot that it proves.
+
+Within one boot the kernel keeps what was written, so every valid record counts, and a bad one before the end is damage.
+After a power loss only what a durable mark claims is certain; each later edit counts as far as the bytes that it names still
+have the checksums that it gives, and the first that fails ends the blob (`is_cut`). Nothing here writes: a reader serves that
+prefix, the next writer makes it a new history.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+from tensorblob import files
+from tensorblob.edit import Durable, Edit, Session, State
+from tensorblob.errors import Corrupt
+from tensorblob.format import (
+    Record,
+    Store,
+    block_path,
+    crc32c,
+    decode_log,
+    decode_record,
+    find_later_records,
+    log_seed,
+    manifest_name,
+)
+from tensorblob.schema import Field
+from tensorblob.snapshot import Column, Snapshot
+
+VERIFY_NBYTES = 4 << 20
+
+
+class Replay(NamedTuple):
+    """What a generation says: `stop` is the file offset after the last record that counts, `edits` how many do.
+
+    `is_torn`: bytes follow that do not count. `is_same_boot`: its writer's boot and inode are still ours. `is_cut`: valid
+    records were dropped, because the bytes that they name are gone. `is_flushed`: all of it was marked durable.
+    """
+
+    snapshot: Snapshot
+    stop: int
+    edits: int
+    is_torn: bool
+    is_same_boot: bool
+    is_cut: bool
+    is_flushed: bool
+
+
+def boot_id() -> str:
+    """Return what identifies this boot of the kernel, or "" where it cannot be known (then no boot is ever the same)."""
+    try:
+        if sys.platform == "linux":
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                return file.read().strip()
+        return subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
+    """Return what the open manifest `fd` proves, reading blocks below `dir_fd` where checksums have to decide.
+
+    Raises `Corrupt` where damage cannot be a torn tail, `UnsupportedFormat` for valid records of a newer format.
+    """
+    name = manifest_name(generation)
+    seed = log_seed(store.uuid, generation)
+    data = files.read_at(fd, files.size_of(fd), 0)
+    records = list(decode_log(data, seed, 0, name))
+    if not records or not records[0].edit or type(records[0].edit[0]) is not State:
+        raise Corrupt("The manifest does not begin with a valid checkpoint", path=name, offset=0)
+    stop = records[-1].stop
+    session = next((op for record in reversed(records) for op in record.edit if type(op) is Session), None)
+    stat = os.fstat(fd)
+    is_same_boot = (
+        session is not None
+        and session.boot_id == boot_id() != ""
+        and (session.device, session.inode) == (stat.st_dev, stat.st_ino)
+    )
+    _check_tail(data[stop:], seed, stop, name, is_same_boot=is_same_boot)
+
+    durable_stop = max(
+        (op.offset for record in records for op in record.edit if type(op) is Durable), default=records[0].stop
+    )
+    durable_stop = max(durable_stop, records[0].stop)
+    snapshot = Snapshot.empty(len(store.schema))
+    is_cut, edits, counted = False, 0, 0
+    for record in records:
+        after = _applied(snapshot, record, counted, len(store.schema), name)
+        is_certain = is_same_boot or record.stop <= durable_stop
+        if not is_certain and not _is_intact(dir_fd, store, snapshot, after):
+            is_cut = True
+            break
+        snapshot, counted, edits = after, record.stop, edits + 1
+    is_flushed = all(_is_mark(record.edit) for record in records if record.stop > durable_stop)
+    return Replay(snapshot, counted, edits, counted < len(data), is_same_boot, is_cut, is_flushed)
+
+
+def apply(snapshot: Snapshot, edit: Edit, path: str, offset: int) -> Snapshot:
+    """Apply an edit read from disk; one that breaks the rules of edits is `Corrupt`."""
+    try:
+        return snapshot.apply(edit)
+    except (AssertionError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise Corrupt(f"An edit does not fit the ones before it: {error}", path=path, offset=offset) from error
+
+
+def _applied(snapshot: Snapshot, record: Record, offset: int, columns: int, name: str) -> Snapshot:
+    after = apply(snapshot, record.edit, name, offset)
+    if len({column.stop for column in after.columns}) != 1 or not 0 <= after.first_row <= after.rows:
+        raise Corrupt("An edit leaves columns of unequal length", path=name, offset=offset)
+    return after
+
+
+def _is_mark(edit: Edit) -> bool:
+    return all(type(op) in (Durable, Session) for op in edit)
+
+
+def _check_tail(rest: bytes, seed: int, offset: int, name: str, *, is_same_boot: bool) -> None:
+    """Raise `Corrupt` unless the bytes after the last valid record can be a torn tail."""
+    if not rest:
+        return
+    later = list(find_later_records(rest, seed, offset))
+    if is_same_boot:
+        # A killed writer leaves a prefix of one line; a whole line that is wrong, or lacks only its newline, was damaged.
+        newline = rest.find(b"\n")
+        whole = newline >= 0 or decode_record(rest[:-1], seed, offset, name) is not None
+        if later or whole:
+            raise Corrupt("The manifest is damaged before its end", path=name, offset=offset)
+    elif any(type(op) is Durable and op.offset > offset for record in later for op in record.edit):
+        raise Corrupt("The manifest is damaged below a durable mark", path=name, offset=offset)
+
+
+def _is_intact(dir_fd: int, store: Store, before: Snapshot, after: Snapshot) -> bool:
+    """True if every byte that `after` names and `before` does not has the checksum that `after` gives."""
+    return all(
+        _is_block_intact(dir_fd, field, block, start, start_crc, rows, crc)
+        for field, old, new in zip(store.schema, before.columns, after.columns, strict=True)
+        for block, start, start_crc, rows, crc in _new_bytes(old, new)
+    )
+
+
+def _new_bytes(before: Column, after: Column) -> list[tuple[str, int, int, int, int]]:
+    """The block rows that `after` commits: (block, from row, checksum there, to row, checksum there)."""
+    known = {block.id: (block.rows, block.crc32c) for block in (before.tail, before.patch) if block is not None}
+    grown = [(block.id, block.rows, block.crc32c) for block in (after.tail, after.patch) if block is not None]
+    new_sealed = after.sealed.since(before.sealed)
+    grown += [(block.id, block.rows, block.crc32c) for block in (after.sealed if new_sealed is None else new_sealed)]
+    return [(id, *known.get(id, (0, 0)), rows, crc) for id, rows, crc in grown if known.get(id) != (rows, crc)]
+
+
+def _is_block_intact(dir_fd: int, field: Field, block: str, start: int, start_crc: int, rows: int, crc: int) -> bool:
+    try:
+        fd = files.open_file(block_path(field, block), dir_fd=dir_fd)
+    except (FileNotFoundError, ValueError):
+        return False
+    try:
+        return start <= rows and block_crc(fd, field.row_nbytes, start, rows, start_crc) == crc
+    finally:
+        os.close(fd)
+
+
+def block_crc(fd: int, row_nbytes: int, start: int, stop: int, crc: int = 0) -> int | None:
+    """Extend `crc` by the block rows `start` to `stop` of an open file; None if the file ends before."""
+    offset, end = start * row_nbytes, stop * row_nbytes
+    if files.size_of(fd) < end:
+        return None
+    while offset < end:
+        data = files.read_at(fd, min(VERIFY_NBYTES, end - offset), offset)
+        if not data:
+            return None
+        crc = crc32c(crc, data)
+        offset += len(data)
+    return crc

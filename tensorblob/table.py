@@ -1,0 +1,297 @@
+"""Rows over columns: what a snapshot reads as, by position.
+
+A `Table` holds, for one handle, the newest snapshot and one reader per column, and steps both together. `Rows` is how a
+caller asks: by int, slice or indices, for all fields or a selection of them. Positions count from the oldest retained row;
+row ids (position + first_row) stay inside.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from tensorblob.columns import BlockCache, CachedColumn, ColumnRows, MappedColumn, PreadColumn
+from tensorblob.errors import SchemaMismatch
+from tensorblob.format import Store
+from tensorblob.memory import ReservationRefused
+from tensorblob.schema import Field
+from tensorblob.snapshot import Column, Snapshot
+
+Batch: TypeAlias = torch.Tensor | TensorDictBase
+WrapView: TypeAlias = Callable[[torch.Tensor, Snapshot, int, int, int], torch.Tensor]
+"""Makes what `view` hands out of (tensor, snapshot, field number, start row, stop row)."""
+
+REFUSED_CACHE_BLOCKS = 16
+
+
+def max_map_count() -> int:
+    """How many mappings the kernel allows this process."""
+    try:
+        with open("/proc/sys/vm/max_map_count") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 65_530
+
+
+class Table:
+    """One handle's view of a blob: `state` is the snapshot and the readers of its columns, replaced together."""
+
+    def __init__(
+        self, dir_fd: int, store: Store, snapshot: Snapshot, *, io: str = "map", max_cached_blocks: int | None = None
+    ) -> None:
+        self._dir_fd = dir_fd
+        self.schema = store.schema
+        self._io = io
+        self._budget = max_map_count() // 2
+        self._cache = None if max_cached_blocks is None else BlockCache(max_cached_blocks)
+        self._lock = threading.Lock()
+        columns = tuple(map(self._column, self.schema, snapshot.columns))
+        self.state: tuple[Snapshot, tuple[ColumnRows, ...]] = snapshot, columns
+
+    def _column(self, field: Field, column: Column) -> ColumnRows:
+        if self._io == "pread":
+            return PreadColumn(field, self._dir_fd, column)
+        if self._cache is None and len(column.spans) >= self._budget:
+            self._cache = BlockCache(self._budget)
+        if self._cache is None:
+            try:
+                return MappedColumn(field, self._dir_fd, column)
+            except ReservationRefused:
+                self._cache = BlockCache(REFUSED_CACHE_BLOCKS)
+        return CachedColumn(field, self._dir_fd, column, self._cache)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Step to a newer snapshot of the same blob."""
+        with self._lock:
+            before, readers = self.state
+            if snapshot is before:
+                return
+            columns = []
+            for field, reader, column in zip(self.schema, readers, snapshot.columns, strict=True):
+                if column is reader.column:
+                    columns.append(reader)
+                    continue
+                try:
+                    if isinstance(reader, MappedColumn) and len(column.spans) >= self._budget:
+                        raise ReservationRefused("more spans than the kernel should map")
+                    columns.append(reader.follow(column))
+                except ReservationRefused:
+                    columns.append(self._column(field, column))
+            self.state = snapshot, tuple(columns)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.state[0]
+
+
+class Rows:
+    """The rows of a handle, all fields or some: `len`, `[ ]`, `gather`, `view`, `runs`, iteration.
+
+    Made by `TensorBlob.select`; it follows the handle that made it. Rows of a blob with one unnamed field are tensors,
+    all others are TensorDicts.
+    """
+
+    def __init__(self, table: Table, numbers: Sequence[int], wrap: WrapView, refresh: Callable[[], bool]) -> None:
+        self._table = table
+        self._numbers = tuple(numbers)
+        self._wrap = wrap
+        self._refresh = refresh
+        fields = [table.schema.fields[number] for number in numbers]
+        self._single = self._numbers[0] if table.schema.is_single else None
+        self._paths = [tuple(field.name.split(".")) for field in fields]
+        self._names = [field.name for field in fields]
+        self._is_flat = all(len(path) == 1 for path in self._paths)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The dotted names of the fields that are read."""
+        return tuple(self._names)
+
+    def refresh(self) -> bool:
+        """Step the handle that this belongs to, to the newest snapshot; return whether it moved."""
+        return self._refresh()
+
+    def __len__(self) -> int:
+        snapshot = self._table.state[0]
+        return snapshot.rows - snapshot.first_row
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in range(len(self)):
+            yield self[index]
+
+    def _assemble(self, leaves: list[torch.Tensor], batch_size: list[int]) -> TensorDict:
+        if self._is_flat:
+            source: dict[str, Any] = dict(zip(self._names, leaves, strict=True))
+        else:
+            source = {}
+            for path, leaf in zip(self._paths, leaves, strict=True):
+                parent = source
+                for part in path[:-1]:
+                    parent = parent.setdefault(part, {})
+                parent[path[-1]] = leaf
+        return TensorDict._new_unsafe(source, batch_size=torch.Size(batch_size))
+
+    # -- copies -------------------------------------------------------------------------------------------------------
+
+    def row(self, index: int) -> Batch:
+        """A copy of the row at a position (negative: from the end); `IndexError` beyond."""
+        snapshot, columns = self._table.state
+        length = snapshot.rows - snapshot.first_row
+        if index < 0:
+            index += length
+        if not 0 <= index < length:
+            index -= length if index < 0 else 0
+            raise IndexError(f"Index out of bounds: {index!r} (length: {length})")
+        row = index + snapshot.first_row
+        if self._single is not None:
+            return columns[self._single].row(row)
+        return self._assemble([columns[number].row(row) for number in self._numbers], [])
+
+    def __getitem__(self, index: Any) -> Batch:
+        """Copies: one row for an int, rows for a slice (any step) or a sequence, array or tensor of ints."""
+        if type(index) is int:
+            return self.row(index)
+        if isinstance(index, slice):
+            return self._slice(index)
+        if isinstance(index, torch.Tensor) and index.ndim == 0 and index.dtype in _INTEGERS:
+            return self.row(int(index))
+        if isinstance(index, (list, tuple, torch.Tensor)):
+            return self.gather(index)
+        if not hasattr(index, "__array__") or hasattr(index, "__index__"):
+            try:
+                return self.row(operator.index(index))
+            except TypeError:
+                if not hasattr(index, "__array__"):
+                    raise TypeError(
+                        f"Index must be int, slice, or a sequence of int, got {type(index).__name__!r}!"
+                    ) from None
+        return self.gather(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
+        """The rows at `indices`, one by one but read in one gather (what a torch DataLoader asks for)."""
+        return list(self.gather(indices).unbind(0))
+
+    def _slice(self, index: slice) -> Batch:
+        snapshot, columns = self._table.state
+        positions = range(*index.indices(snapshot.rows - snapshot.first_row))
+        flip = positions.step < 0
+        rows = positions[::-1] if flip else positions
+        first = snapshot.first_row
+        leaves = []
+        for number in self._numbers:
+            if rows:
+                leaf = columns[number].copy(rows[0] + first, rows[-1] + 1 + first, rows.step)
+            else:
+                leaf = columns[number].empty(0)
+            leaves.append(_flipped(leaf) if flip and rows else leaf)
+        return leaves[0] if self._single is not None else self._assemble(leaves, [len(rows)])
+
+    def gather(self, indices: Any, out: Batch | None = None) -> Batch:
+        """Copies of the rows at `indices`, in their order, at memory speed.
+
+        `indices` is a 1-D sequence, array or tensor of ints (negative: from the end). `out`, if given, has the rows' dtype and
+        shape (len(indices), *shape), or is a TensorDict of such, and is returned. Raises `IndexError` beyond the rows,
+        `TypeError` for indices that are not integers, `ValueError` for ones that are not 1-D.
+        """
+        snapshot, columns = self._table.state
+        first, length = snapshot.first_row, snapshot.rows - snapshot.first_row
+        rows = _as_indices(indices)
+        count = rows.shape[0]
+        if count:
+            low, high = rows.aminmax()
+            if int(low) < 0:
+                if int(low) < -length:
+                    raise IndexError(f"Index out of bounds (length: {length})")
+                rows = torch.where(rows < 0, rows + length, rows)
+            if int(high) >= length:
+                raise IndexError(f"Index out of bounds (length: {length})")
+            if first:
+                rows = rows + first
+        if self._single is not None:
+            if out is not None:
+                _check_out(out, self._table.schema.fields[0], count)
+            return columns[self._single].take(rows, out)  # type: ignore[arg-type]
+        if out is None:
+            return self._assemble([columns[number].take(rows, None) for number in self._numbers], [count])
+        targets = []
+        for number, path in zip(self._numbers, self._paths, strict=True):
+            target = out.get(path) if isinstance(out, TensorDictBase) else None
+            _check_out(target, self._table.schema.fields[number], count)
+            targets.append(target)
+        for number, target in zip(self._numbers, targets, strict=True):
+            columns[number].take(rows, target)
+        return out
+
+    # -- zero-copy ----------------------------------------------------------------------------------------------------
+
+    def _range(self, start: int, stop: int | None) -> tuple[int, int]:
+        snapshot = self._table.state[0]
+        low, high, _ = slice(start, stop).indices(snapshot.rows - snapshot.first_row)
+        return low, max(low, high)
+
+    def runs(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+        """The parts of positions `start` to `stop` (as in a slice) that are each contiguous in memory, as (start, stop)."""
+        snapshot, columns = self._table.state
+        first = snapshot.first_row
+        low, high = self._range(start, stop)
+        bounds = {low, high}
+        for number in self._numbers:
+            bounds.update(row - first for run in columns[number].runs(low + first, high + first) for row in run)
+        ordered = sorted(bounds)
+        return list(zip(ordered, ordered[1:], strict=False))
+
+    def view(self, start: int = 0, stop: int | None = None) -> Batch:
+        """Rows `start` to `stop` (as in a slice) without a copy.
+
+        The tensors are yours: they stay valid, and keep showing these rows, whatever the writer and this handle do. Changing
+        them in place changes your private copy of the touched pages only, which a refresh may undo. Pickled, they travel by
+        reference (path, history, rows). Raises `SeamError` where the rows are not contiguous in memory (`runs`).
+        """
+        snapshot, columns = self._table.state
+        first = snapshot.first_row
+        low, high = self._range(start, stop)
+        leaves = [
+            self._wrap(columns[number].view(low + first, high + first), snapshot, number, low + first, high + first)
+            for number in self._numbers
+        ]
+        return leaves[0] if self._single is not None else self._assemble(leaves, [high - low])
+
+
+_INTEGERS = frozenset(
+    {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
+
+
+def _as_indices(indices: Any) -> torch.Tensor:
+    if type(indices) is torch.Tensor and indices.dtype is torch.int64 and indices.ndim == 1 and indices.is_cpu:
+        return indices
+    tensor = torch.as_tensor(indices)
+    if tensor.numel() and tensor.dtype not in _INTEGERS:
+        if isinstance(indices, torch.Tensor) or hasattr(indices, "dtype"):
+            got = f"dtype {indices.dtype}"
+        else:
+            got = f"elements of type {type(indices[0]).__name__!r}"
+        raise TypeError(f"Batch index must have an integer dtype, got {got}!")
+    if tensor.ndim != 1:
+        raise ValueError(f"Batch index must be 1-dimensional, got {tensor.ndim}!")
+    return tensor.to(device="cpu", dtype=torch.int64)
+
+
+def _check_out(out: Any, field: Field, count: int) -> None:
+    if not isinstance(out, torch.Tensor) or out.dtype != field.torch_dtype or out.shape != (count, *field.shape):
+        raise SchemaMismatch(
+            f"out must be a {field.dtype} tensor of shape {(count, *field.shape)} for field {field.name!r}, "
+            f"got {getattr(out, 'dtype', type(out).__name__)} {tuple(getattr(out, 'shape', ()))}"
+        )
+    if not out.is_cpu or not out.is_contiguous():
+        raise SchemaMismatch(f"out must be a contiguous CPU tensor for field {field.name!r}")
+
+
+def _flipped(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` in reverse order; by their bytes, because flip is not implemented for every dtype."""
+    return rows.reshape(len(rows), -1).view(torch.uint8).flip(0).view(rows.dtype).view(rows.shape)
