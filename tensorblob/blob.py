@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tensorblob import create, files, operations
-from tensorblob.batch import as_columns
+from tensorblob.batch import Batches
 from tensorblob.edit import Metadata, Retention
 from tensorblob.errors import BlobClosed, NotReadable, NotWritable, SchemaConflict
 from tensorblob.operations import Source
@@ -150,6 +150,7 @@ class TensorBlob:
         self._closed = False
         self._rows = Rows(self._table, range(len(self._store.schema)), wrap, self.refresh)
         self._wrap = wrap
+        self._batches = Batches(self._store.schema)
         snapshot = self.snapshot
         self._cursor = snapshot.rows if self._appends else snapshot.first_row
 
@@ -353,17 +354,16 @@ class TensorBlob:
         writer = self._writer
         if writer is None or self._closed:
             writer = self._check_writable()
-        columns, count = as_columns(rows, self._store.schema)
+        columns, count = self._batches.columns(rows)
         if metadata is not None:
             check_metadata(metadata)
         if not count:
             return 0
-        snapshot = writer.pending
-        cursor = max(self._cursor, snapshot.first_row)
-        if self._appends or cursor >= snapshot.rows:
+        if self._appends or self._cursor >= writer.stop_row:
             writer.append(columns, count, metadata)
-            self._cursor = writer.pending.rows
+            self._cursor = writer.stop_row
         else:
+            cursor = max(self._cursor, writer.pending.first_row)
             writer.change(partial(operations.overwrite, row=cursor, columns=columns, count=count), metadata)
             self._cursor = cursor + count
         return count

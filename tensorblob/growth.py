@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from tensorblob import files
 from tensorblob.edit import Grow, Op, Patch, Span, Splice, Tail
 from tensorblob.format import crc32c
-from tensorblob.memory import carrier_dtype, open_block
+from tensorblob.memory import numpy_dtype, open_block
 from tensorblob.schema import HUGE_PAGE_NBYTES, Field
 from tensorblob.snapshot import Column
 
@@ -49,13 +49,16 @@ class BlockFile:
             self.fd = -1
 
 
-def as_bytes(rows: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """The memory of a contiguous CPU tensor as a uint8 array, without a copy."""
-    return rows.numpy().reshape(-1).view(np.uint8)
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def as_bytes(rows: Array) -> npt.NDArray[np.uint8]:
+    """The memory of an array as bytes, without a copy if it is contiguous."""
+    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
 
 
 class Growth:
-    """Where the next rows of one column go. Rows are given and read back in the field's carrier dtype (`carrier`).
+    """Where the next rows of one column go. Rows are given and read back as arrays of the field's carrier dtype.
 
     `new_block(number)` creates the next block file of the column.
     """
@@ -71,8 +74,7 @@ class Growth:
         self.number = number
         self.field = field
         self.row_nbytes = field.row_nbytes
-        self.carrier = carrier_dtype(field.torch_dtype)
-        self.is_carried = self.carrier is not field.torch_dtype
+        self._dtype = numpy_dtype(field)
         self._columns = columns
         self._dir_fd = dir_fd
         self._new_block = new_block
@@ -81,7 +83,7 @@ class Growth:
 
     # -- writing bytes --------------------------------------------------------------------------------------------
 
-    def grow(self, rows: torch.Tensor, count: int) -> tuple[int, int] | None:
+    def grow(self, rows: Array, count: int) -> tuple[int, int] | None:
         """Place rows in the tail if they fit in it; return its new (rows, crc32c), or None if they do not."""
         tail = self.tail
         if tail is None or tail.rows + count > tail.capacity_rows:
@@ -89,19 +91,19 @@ class Growth:
         self._write(tail, rows, count)
         return tail.rows, tail.crc32c
 
-    def _write(self, block: BlockFile, rows: torch.Tensor, count: int) -> None:
+    def _write(self, block: BlockFile, rows: Array, count: int) -> None:
         """Write `count` rows at the end of `block`; small batches are copied first, so that bytes and checksum agree."""
         offset = block.rows * self.row_nbytes
         nbytes = count * self.row_nbytes
         if offset + nbytes > block.allocated:
             self._allocate(block, offset, nbytes)
-        block.is_dirty = True
         if nbytes <= SMALL_NBYTES:
-            data = rows.numpy().tobytes()
+            data = rows.tobytes()
             block.crc32c = crc32c(block.crc32c, data)
             files.write_at(block.fd, data, nbytes, offset)
         else:
             self._write_pieces(block, as_bytes(rows), offset)
+        block.is_dirty = True  # after the write: a sync that began before it does not count
         block.rows += count
 
     @staticmethod
@@ -124,14 +126,14 @@ class Growth:
 
     # -- appending ------------------------------------------------------------------------------------------------
 
-    def append(self, rows: torch.Tensor, column: Column) -> list[Op]:
+    def append(self, rows: Array, column: Column) -> list[Op]:
         """Place rows at the end of `column`, in as many blocks as they need; return the operations that commit them."""
         ops: list[Op] = []
         done, count = 0, len(rows)
         if self.tail is None:
             rest, ops = self._continue(column)
             if rest is not None:
-                rows = torch.cat([rest, rows])
+                rows = np.concatenate([rest, rows])
                 count = len(rows)
         while done < count:
             tail = self.tail
@@ -148,7 +150,7 @@ class Growth:
                 ops.append(Grow((*grown[0], *grown[1], *grown[2])))
         return ops
 
-    def _continue(self, column: Column) -> tuple[torch.Tensor | None, list[Op]]:
+    def _continue(self, column: Column) -> tuple[Array | None, list[Op]]:
         """To append after a sealed partial block: its rows beyond whole quanta go to the new block, or a seam would be left."""
         items = column.placed_at(column.stop)
         if not items:
@@ -163,7 +165,7 @@ class Growth:
 
     # -- overwriting ----------------------------------------------------------------------------------------------
 
-    def overwrite(self, start: int, rows: torch.Tensor, column: Column) -> list[Op]:
+    def overwrite(self, start: int, rows: Array, column: Column) -> list[Op]:
         """Place new versions of the quanta that hold rows `start`… of `column`; return the operations that commit them."""
         ops: list[Op] = []
         stop = start + len(rows)
@@ -175,7 +177,7 @@ class Growth:
                 self.read(column.between(last, high)),
             ]
             phase = column.between(low, low + 1)[0].start % self.field.quantum
-            ops += self._patch(low, torch.cat(parts), phase)
+            ops += self._patch(low, np.concatenate(parts), phase)
         return ops
 
     def _quanta(self, start: int, stop: int, column: Column) -> Iterator[tuple[int, int]]:
@@ -203,7 +205,7 @@ class Growth:
         if low >= 0:
             yield low, high
 
-    def _patch(self, row: int, rows: torch.Tensor, phase: int) -> Iterator[Op]:
+    def _patch(self, row: int, rows: Array, phase: int) -> Iterator[Op]:
         done = 0
         while done < len(rows):
             patch = self.patch
@@ -212,10 +214,10 @@ class Growth:
                 patch = self.patch = self._new_block(self.number)
                 gap = phase
             if gap:
-                self._write(patch, torch.zeros((gap, *self.field.shape), dtype=self.carrier), gap)
+                self._write(patch, np.zeros((gap, *self.field.shape), self._dtype), gap)
             start = patch.rows
             part = min(len(rows) - done, patch.capacity_rows - start)
-            self._write(patch, rows[done : done + part].contiguous(), part)
+            self._write(patch, rows[done : done + part], part)
             yield Patch(self.number, patch.id, patch.capacity_rows, patch.rows, patch.crc32c)
             span = Span(patch.id, start, patch.rows)
             yield Splice(self.number, row + done, row + done + part, (span,))
@@ -224,10 +226,10 @@ class Growth:
 
     # -- reading back ---------------------------------------------------------------------------------------------
 
-    def read(self, spans: Sequence[Span], dir_fd: int | None = None) -> torch.Tensor:
+    def read(self, spans: Sequence[Span], dir_fd: int | None = None) -> Array:
         """The rows of committed or placed spans, read by pread (of the same column of another blob, if `dir_fd` is given)."""
         count = sum(span.stop - span.start for span in spans)
-        rows = torch.empty((count, *self.field.shape), dtype=self.carrier)
+        rows = np.empty((count, *self.field.shape), self._dtype)
         if not count:
             return rows
         data, done = as_bytes(rows), 0

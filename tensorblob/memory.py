@@ -73,6 +73,11 @@ def carrier_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in _PLAIN else _CARRIERS[dtype.itemsize]
 
 
+def numpy_dtype(field: Field) -> np.dtype[Any]:
+    """The numpy dtype of the field's carrier."""
+    return np.dtype(_TYPESTR[carrier_dtype(field.torch_dtype)])
+
+
 class ReservationRefused(MemoryError):
     """The kernel gave no address space (RLIMIT_AS, strict overcommit); read without one."""
 
@@ -205,7 +210,7 @@ class Layout:
         self._run_offsets: list[int] = []
         self.unmapped = 0
         if share is None:
-            nbytes = (column.stop - (column.spans[0].row if column.spans else column.tail_row)) * field.row_nbytes
+            nbytes = (column.stop - column.origin) * field.row_nbytes
             spans = len(column.spans) + 1
             alignment = 2 * PAGE_NBYTES * spans + min(nbytes, HUGE_PAGE_NBYTES * spans)
             capacity = (column.tail.capacity_rows if column.tail else 0) * field.row_nbytes
@@ -218,7 +223,7 @@ class Layout:
     def _share(self, older: Layout, column: Column) -> None:
         """Take over the cells of `older`, less those that were trimmed."""
         self.reservation = older.reservation
-        first = column.spans[0].row if column.spans else column.tail_row
+        first = column.origin
         count = bisect_right(older.rows, first) - 1 if older.rows else 0
         count = max(count, 0)
         self.cells, self.rows = older.cells[count:], older.rows[count:]
@@ -308,10 +313,8 @@ class Layout:
             return None
         if first.stop > self.cells[-1].capacity_rows:
             return None
-        older = before.spans[0].row if before.spans else before.tail_row
-        newer = after.spans[0].row if after.spans else after.tail_row
-        start = bisect_right(self.rows, max(older, newer)) - 1
-        if newer < older or start < 0:
+        start = bisect_right(self.rows, after.origin) - 1
+        if after.origin < before.origin or start < 0:
             return None
         if after.spans.since(before.spans) is None:
             kept = [cell.placed for cell in self.cells[start:-1]]

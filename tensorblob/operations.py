@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from tensorblob import files
 from tensorblob.edit import Block, Cut, Op, Span, Splice, Trim
 from tensorblob.errors import SchemaConflict
 from tensorblob.format import Store, block_path
-from tensorblob.growth import Growth
+from tensorblob.growth import Array, Growth
 from tensorblob.snapshot import Column, Snapshot
 
 if TYPE_CHECKING:
@@ -37,19 +37,18 @@ def trim(snapshot: Snapshot, before_row: int) -> list[Op]:
 
 
 def overwrite(
-    snapshot: Snapshot, growths: Sequence[Growth], row: int, columns: Sequence[torch.Tensor], count: int
+    snapshot: Snapshot, growths: Sequence[Growth], row: int, columns: Sequence[Array], count: int
 ) -> list[Op]:
     """Replace `count` rows from `row` on by new ones; rows beyond the end are appended, in the same edit."""
     replaced = min(count, snapshot.rows - row)
     ops: list[Op] = []
     for growth, rows, column in zip(growths, columns, snapshot.columns, strict=True):
-        rows = rows.view(growth.carrier) if growth.is_carried else rows
         changed = growth.overwrite(row, rows[:replaced], column)
         ops += changed
         if replaced < count:
             after = snapshot.apply(tuple(changed)).columns[growth.number]
             growth.settle(after)
-            ops += growth.append(rows[replaced:].contiguous(), after)
+            ops += growth.append(rows[replaced:], after)
     return ops
 
 
@@ -107,7 +106,7 @@ def adopt_full(writer: Writer, snapshot: Snapshot, growths: Sequence[Growth], so
                 ops.append(splice)
                 after = after.spliced(splice.start, splice.stop, splice.spans)
         growth.settle(after)
-        if len(rows := torch.cat(tails)):
+        if len(rows := np.concatenate(tails)):
             ops += growth.append(rows, after)
     cut: list[Op] = [Cut(whole)] if whole < snapshot.rows else []
     return [*adopted.blocks, *ops, *cut]
@@ -189,7 +188,7 @@ def compact(snapshot: Snapshot, growths: Sequence[Growth]) -> list[Op]:
         row = _imperfect_from(growth, column, snapshot.first_row)
         if row is None:
             continue
-        origin = column.spans[0].row if column.spans else column.tail_row
+        origin = column.origin
         start = origin if row <= snapshot.first_row else row
         after = column.spliced(start, column.stop, ())
         ops.append(Splice(growth.number, start, column.stop, ()))

@@ -131,6 +131,11 @@ class Column(msgspec.Struct, frozen=True):
         """The row id after the last one."""
         return self.tail_row if self.tail is None else self.tail_row + self.tail.rows - self.tail.start
 
+    @property
+    def origin(self) -> int:
+        """The row id of the first row that is placed; rows from here to `Snapshot.first_row` are trimmed."""
+        return self.spans[0].row if self.spans else self.tail_row
+
     def placed(self) -> Iterator[Placed]:
         """All spans in order, the tail's included."""
         yield from self.spans
@@ -238,10 +243,14 @@ class Column(msgspec.Struct, frozen=True):
             sealed = sealed.appended(Block(tail.column, tail.id, tail.rows, tail.crc32c))
         return Column(Vector(items), sealed, new_end, None, self.patch)
 
-    def pruned(self, live: set[str]) -> Column:
-        """This column without the sealed blocks that no span names."""
-        sealed = Vector(block for block in self.sealed if block.id in live)
-        return Column(self.spans, sealed, self.tail_row, self.tail, self.patch)
+    def pruned(self) -> Column:
+        """This column without the blocks that no span names (its tail stays)."""
+        named = {placed.span.block for placed in self.spans}
+        patch = self.patch if self.patch is not None and self.patch.id in named else None
+        if patch is self.patch and all(block.id in named for block in self.sealed):
+            return self
+        sealed = Vector(block for block in self.sealed if block.id in named)
+        return Column(self.spans, sealed, self.tail_row, self.tail, patch)
 
     def renamed(self, old: str, new: str) -> Column:
         """This column with the block `old` replaced by `new`, which holds the same rows."""
@@ -313,25 +322,29 @@ class Snapshot(msgspec.Struct, frozen=True):
     def apply(self, edit: Edit) -> Snapshot:
         """Return the snapshot after `edit`."""
         if len(edit) == 1 and type(edit[0]) is Grow:  # what nearly every commit says
-            pairs = zip(self.columns, edit[0].tails, strict=True)
-            columns = tuple([column if tail is None else column.grown(*tail) for column, tail in pairs])
-            return Snapshot(
-                columns,
-                columns[0].stop if len(columns) == 1 else min([column.stop for column in columns]),
-                self.first_row,
-                self.durable_rows,
-                self.history,
-                self.cuts,
-                self.commits + 1,
-                self.metadata,
-                self.notes,
-                self.retention,
-                self.session,
-            )
+            return self.grown(edit[0].tails)
         draft = _Draft(self)
         for op in edit:
             draft.fold(op)
         return draft.snapshot()
+
+    def grown(self, tails: Sequence[tuple[int, int] | None], commits: int = 1) -> Snapshot:
+        """Return the snapshot after `commits` edits that only grew the tails, the last of them to `tails`."""
+        pairs = zip(self.columns, tails, strict=True)
+        columns = tuple([column if tail is None else column.grown(*tail) for column, tail in pairs])
+        return Snapshot(
+            columns,
+            columns[0].stop if len(columns) == 1 else min([column.stop for column in columns]),
+            self.first_row,
+            self.durable_rows,
+            self.history,
+            self.cuts,
+            self.commits + commits,
+            self.metadata,
+            self.notes,
+            self.retention,
+            self.session,
+        )
 
 
 class _Draft:
@@ -416,7 +429,7 @@ def checkpoint(snapshot: Snapshot) -> Edit:
     for number, column in enumerate(snapshot.columns):
         live = column.live()
         ops += (block for block in column.sealed if block.id in live)
-        origin = column.spans[0].row if column.spans else column.tail_row
+        origin = column.origin
         ops.append(Splice(number, origin, origin, tuple(placed.span for placed in column.spans)))
         if column.patch is not None:
             ops.append(column.patch)

@@ -9,8 +9,8 @@ caller hears; a durable mark follows. At "process" only `flush`, `close` and the
 `flush_every_s`) do so. A file whose sync failed is never synced again: the next commit first moves its rows to a new file and
 begins a new generation. Starting a generation is a flush; it happens before a commit, never after one.
 
-A block is unlinked after a generation that does not name it is durably in place, and once no generation in which it was live is
-pinned.
+Locks: `_lock` guards the state, `_sync_lock` (taken first) the syncing of what was taken over from it, so that rows can be
+appended while earlier ones are made durable.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import os
 import secrets
 import socket
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-import torch
 
 from tensorblob import files
+from tensorblob.blocks import Blocks
 from tensorblob.edit import Block, Cut, Durable, Grow, Metadata, Note, Op, Patch, Retention, Tail, Trim
-from tensorblob.errors import BlobClosed, Corrupt, DiskFull, ForkedHandle, OutcomeUnknown, SyncFailed
+from tensorblob.errors import BlobClosed, Corrupt, ForkedHandle, OutcomeUnknown, SyncFailed
+from tensorblob.flusher import Flusher
 from tensorblob.format import Store, block_path, decode_log, encode_note, log_seed, manifest_name
-from tensorblob.growth import BlockFile, Growth
+from tensorblob.growth import Array, Growth
 from tensorblob.manifest import MAX_EDITS, Manifest, generations, remove_superseded, session
+from tensorblob.replay import Replay
 from tensorblob.snapshot import Column, Snapshot, checkpoint
 
 RECLAIM_NBYTES = 64 << 20
@@ -47,13 +48,17 @@ def _count_fork() -> None:
 
 os.register_at_fork(after_in_child=_count_fork)
 
+Place = Callable[[Snapshot, Sequence[Growth]], list[Op]]
+"""Places rows at the end of a snapshot's blocks, and returns the operations that commit them."""
+
 
 class Writer:
     """The open writing end of a blob. Any number of threads may use it, one change at a time.
 
-    path: an existing blob's directory. durability: "process" (survives kill -9) or "power" (every commit is synced before it is
-    acknowledged). flush_every_s: make what was committed durable this often. timeout_s: how long to wait for another writer.
-    Raises `WriterBusy`, `ReadOnlyStore`, `NotABlob`, `Corrupt` or `UnsupportedFormat`, having changed nothing.
+    path, dir_fd, store: an existing blob; `dir_fd` stays the caller's. durability: "process" (survives kill -9) or "power"
+    (every commit is synced before it is acknowledged). flush_every_s: at "process", make commits durable this often.
+    timeout_s: how long to wait for another writer. Raises `WriterBusy`, `ReadOnlyStore`, `Corrupt` or `UnsupportedFormat`,
+    with every committed row as it was.
     """
 
     def __init__(
@@ -72,128 +77,115 @@ class Writer:
             raise ValueError(f"flush_every_s must be positive, got {flush_every_s!r}")
         self.path, self.dir_fd, self.store = path, dir_fd, store
         self._is_power = durability == "power"
+        self._row_nbytes = store.schema.row_nbytes
         self._lock = threading.RLock()
         self._sync_lock = threading.RLock()
         self._forks = _forks
-        self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
-        self._producer_fd = -1
         self._manifest: Manifest | None = None
+        self._producer_fd = -1
+        self._staged: Snapshot | None = None
+        """Inside a transaction: what it would commit. None outside."""
+        self._ops: list[Op] = []
+        self._owner = 0
+        self._grown: tuple[tuple[int, int], ...] | None = None
+        """The tails of the last `_ungrown` commits, which only grew them: not yet applied to `_snapshot`."""
+        self._ungrown = 0
+        self._dead_nbytes = 0
+        """Bytes in block files that became garbage since the generation began."""
+        self._is_due = False
+        """Something has to be done before the next change: see `_prepare`."""
+        self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
+        self._flusher: Flusher | None = None
         try:
             self._enter()
         except BaseException:
             self._leave()
             raise
-        self._flusher = _Flusher(self, flush_every_s) if not self._is_power or flush_every_s else None
+        if not self._is_power:
+            self._flusher = Flusher(self._flush_in_background, flush_every_s)
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 
     def _enter(self) -> None:
         """Become the writer: announce a producer, recover what is there, and clean up after dead ones."""
-        self._check_same_directory()
-        self.producer = secrets.token_hex(5)
-        self._blocks_made = 0
-        self._announce()
-        manifest, found = Manifest.open(self.dir_fd, self.store)
-        self._manifest = manifest
-        self.snapshot = self._pending = found.snapshot
-        self._ops: list[Op] = []
-        self._depth = 0
-        self._owner = 0
-        self._blocks: dict[str, BlockFile] = {}
-        self._created: list[BlockFile] = []
-        self._adopted: dict[str, None] = {}
-        self._dirty_dirs: set[str] = set()
-        self._poisoned: set[str] = set()
-        self._dead_nbytes = 0
-        self._births: list[dict[str, int]] = [dict.fromkeys(column.live(), 0) for column in self.snapshot.columns]
-        self._dead: list[tuple[int, int, str]] = []
-        fields = self.store.schema.fields
-        self._growths = [
-            Growth(number, len(fields), field, self.dir_fd, self._new_block) for number, field in enumerate(fields)
-        ]
-        self._row_nbytes = self.store.schema.row_nbytes
-        self._is_retained = (
-            found.snapshot.retention.max_rows is not None or found.snapshot.retention.max_bytes is not None
-        )
-        is_clean = found.is_same_boot and not found.is_torn and not found.is_cut
-        self._flushed_offset = manifest.offset if found.is_flushed else -1
-        if not found.is_flushed:  # by whoever wrote them: they are ours to make durable
-            for field, column in zip(fields, self.snapshot.columns, strict=True):
-                self._adopted.update((block_path(field, id), None) for id in column.live())
-                self._dirty_dirs.add(f"blocks/{field.directory}")
-        if is_clean:
-            self._may_go_on()
-            manifest.append((session(manifest.fd, self.producer),))
-        else:
-            self._recover(found.is_cut or not (found.is_same_boot or found.is_flushed))
-        for growth, column in zip(self._growths, self.snapshot.columns, strict=True):
-            growth.reset(column, self._blocks)
-        self._sweep()
-
-    def _check_same_directory(self) -> None:
-        """After the lock is held: the path must still lead to the directory that was opened."""
         held, now = os.fstat(self.dir_fd), os.stat(self.path)
         if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
             raise FileNotFoundError(f"Blob not found: {self.path!r} was replaced while it was opened")
+        self.producer = secrets.token_hex(5)
+        self._announce()
+        self._manifest, found = Manifest.open(self.dir_fd, self.store)
+        self._snapshot = found.snapshot
+        self._blocks = Blocks(self.dir_fd, self.store, self.producer, self._manifest.generation, found.snapshot)
+        fields = self.store.schema.fields
+        self._growths = [
+            Growth(number, len(fields), field, self.dir_fd, self._blocks.create) for number, field in enumerate(fields)
+        ]
+        self._flushed_offset = self._manifest.offset if found.is_flushed else -1
+        if not found.is_flushed:
+            self._blocks.distrust(found.snapshot)
+        if found.is_same_boot and not found.is_torn and not found.is_cut:
+            self._go_on()
+        else:
+            self._recover(found)
+        self._count_sealed()
+        self._settled()
+        self._sweep()
+
+    def _count_sealed(self) -> None:
+        self._sealed_rows = [sum(block.rows for block in column.sealed) for column in self._snapshot.columns]
+        self._kept_dead_nbytes = self._count_dead(self._snapshot)
+        self._dead_nbytes = 0
 
     def _announce(self) -> None:
         """Make our producers/ file visible, already locked."""
-        name = f"producers/{self.producer}"
-        self._producer_fd = files.create_file(f"producers/.{self.producer}", dir_fd=self.dir_fd)
-        assert files.try_lock(self._producer_fd, shared=False)
+        aside = f"producers/.{self.producer}"
+        self._producer_fd = files.create_file(aside, dir_fd=self.dir_fd)
+        if not files.try_lock(self._producer_fd, shared=False):
+            raise AssertionError("nobody else has the name")
         text = msgspec.json.encode({"pid": os.getpid(), "host": socket.gethostname()})
         files.write_at(self._producer_fd, text, len(text), 0)
-        files.rename(f"producers/.{self.producer}", name, dir_fd=self.dir_fd)
+        files.rename(aside, f"producers/{self.producer}", dir_fd=self.dir_fd)
 
-    def _may_go_on(self) -> None:
-        """Open the blocks that may still grow: same store and boot, nothing cut, and exactly one link."""
-        for field, column in zip(self.store.schema, self.snapshot.columns, strict=True):
+    def _go_on(self) -> None:
+        """Append to this generation, and to blocks that may grow further: same boot, and nothing was cut."""
+        for number, column in enumerate(self._snapshot.columns):
             for block in (column.tail, column.patch):
-                if block is None or block.rows >= block.capacity_rows:
-                    continue
-                path = block_path(field, block.id)
-                with contextlib.suppress(OSError):
-                    fd = files.open_for_append(path, dir_fd=self.dir_fd)
-                    stat = os.fstat(fd)
-                    if stat.st_nlink != 1 or stat.st_size < block.rows * field.row_nbytes:
-                        os.close(fd)
-                        continue
-                    opened = BlockFile(block.id, path, fd, block.capacity_rows, block.rows, block.crc32c)
-                    opened.allocated = stat.st_size
-                    self._blocks[block.id] = opened
+                if block is not None and block.rows < block.capacity_rows:
+                    self._blocks.go_on_in(number, block)
+        manifest = self._current
+        manifest.append((session(manifest.fd, self.producer),))
 
-    def _recover(self, is_cut: bool) -> None:
-        """Begin a new generation at what replay proved; a new history if committed rows may have been lost."""
-        if is_cut:
-            self.snapshot = self._pending = self.snapshot.apply((Cut(self.snapshot.rows),))
+    def _recover(self, found: Replay) -> None:
+        """Begin a new generation at what replay proved; a new history too, if committed rows may have been lost."""
+        if found.is_cut or not (found.is_same_boot or found.is_flushed):
+            self._snapshot = self._snapshot.apply((Cut(self._snapshot.rows),))
+        self._current.is_broken = True  # what follows the last good record stays as it is
         self._rotate()
 
     def _sweep(self) -> None:
         """Remove blocks that no manifest names and whose producer is dead, and the dead producers' files."""
-        free = [name for name in files.list_directory("producers", dir_fd=self.dir_fd) if self._is_dead(name)]
-        older = [generation for generation in generations(self.dir_fd) if generation < self._current.generation]
-        if not free and not older:
+        gone = [name for name in files.list_directory("producers", dir_fd=self.dir_fd) if self._is_dead(name)]
+        current = self._current.generation
+        if not gone and generations(self.dir_fd)[0] == current:
             return
-        pinned = remove_superseded(self.dir_fd, self._current.generation)
-        named = {generation: self._names_in(generation) for generation in generations(self.dir_fd)}
-        for field, births in zip(self.store.schema, self._births, strict=True):
-            for name in files.list_directory(f"blocks/{field.directory}", dir_fd=self.dir_fd):
-                if name in births or not self._is_dead(name.partition("-")[0]):
+        pinned = remove_superseded(self.dir_fd, current)
+        named = {generation: self._names_in(generation) for generation in pinned}
+        for number, field in enumerate(self.store.schema):
+            directory = f"blocks/{field.directory}"
+            for name in files.list_directory(directory, dir_fd=self.dir_fd):
+                if self._blocks.names(number, name) or not self._is_dead(name.partition("-")[0]):
                     continue
-                path = f"blocks/{field.directory}/{name}"
-                holders = [generation for generation in pinned if name in named[generation]]
-                if holders:
-                    self._dead.append((0, max(holders), path))
-                else:
-                    files.unlink(path, dir_fd=self.dir_fd, missing_ok=True)
-        for name in free:
+                last = max((generation for generation in pinned if name in named[generation]), default=0)
+                self._blocks.bury(0 if last else 1, last, f"{directory}/{name}")
+        self._blocks.unlink_dead()
+        for name in gone:
             files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
 
     def _is_dead(self, producer: str) -> bool:
         if producer == self.producer:
             return False
         try:
-            fd = files.open_file(f"producers/{producer.removeprefix('.')}", dir_fd=self.dir_fd)
+            fd = files.open_file(f"producers/{producer}", dir_fd=self.dir_fd)
         except FileNotFoundError:
             return True
         try:
@@ -202,7 +194,7 @@ class Writer:
             os.close(fd)
 
     def _names_in(self, generation: int) -> set[str]:
-        data = files.read_file(manifest_name(generation), dir_fd=self.dir_fd, limit=1 << 40)
+        data = files.read_file(manifest_name(generation), dir_fd=self.dir_fd)
         return {
             op.id
             for record in decode_log(data, log_seed(self.store.uuid, generation), 0)
@@ -215,377 +207,331 @@ class Writer:
         return self._manifest is None
 
     def close(self) -> None:
-        """Make everything durable and let the next writer in. Raises `SyncFailed` if it could not, and is closed all the same."""
-        if self.closed:
+        """Make everything durable and let the next writer in. Raises `SyncFailed` if it could not; it is closed all the same.
+
+        In a forked child this only forgets the parent's writer.
+        """
+        if self._manifest is None:
             return
         if self._forks != _forks:
-            self._manifest = None  # a forked child lets its parent's descriptors and locks be
+            self._manifest, self._is_due = None, True
             return
         self._check_outside("close")
         if self._flusher is not None:
             self._flusher.stop()
         try:
-            if self._dead_nbytes or self._poisoned or self._current.is_broken:
-                self._rotate()
+            self.reclaim(at_least_nbytes=1)
             self.flush()
         finally:
             self._leave()
 
     def _leave(self) -> None:
-        for block in getattr(self, "_blocks", {}).values():
-            if block.fd >= 0:
-                files.release_allocation(block.fd)
-            block.close()
+        self._is_due = True
+        if hasattr(self, "_blocks"):
+            self._blocks.close()
         if self._manifest is not None:
             self._manifest.close()
             self._manifest = None
         if self._producer_fd >= 0:
             with contextlib.suppress(OSError):
-                files.unlink(f"producers/{self.producer}", dir_fd=self.dir_fd, missing_ok=True)
+                for name in (self.producer, f".{self.producer}"):
+                    files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
             os.close(self._producer_fd)
             self._producer_fd = -1
         files.unlock_writer(self._writer_lock)
 
     @property
     def _current(self) -> Manifest:
-        assert self._manifest is not None
-        return self._manifest
-
-    def _check(self) -> None:
-        if self._manifest is None:
+        manifest = self._manifest
+        if manifest is None:
             raise BlobClosed("I/O operation on closed blob.")
         if self._forks != _forks:
             raise ForkedHandle("A forked child cannot use its parent's writer; open the blob again in the child")
+        return manifest
 
     def _check_outside(self, what: str) -> None:
-        if self._depth and self._owner == threading.get_ident():
+        if self._staged is not None and self._owner == threading.get_ident():
             raise RuntimeError(f"Cannot {what} inside a transaction; leave it first")
 
-    # -- changes ------------------------------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------------------------
 
-    def append(self, columns: Sequence[torch.Tensor], count: int, metadata: dict[str, Any] | None = None) -> None:
-        """Append `count` rows: one contiguous CPU tensor of shape (count, *shape) per field, checked by `batch`."""
-        if self._manifest is None or self._forks != _forks:
-            self._check()
-        if self._is_due():
-            self._rotate()
-        with self._lock:
-            growths, is_simple = self._growths, True
-            try:
-                tails = []
-                for growth, rows in zip(growths, columns, strict=True):
-                    if growth.is_carried:
-                        rows = rows.view(growth.carrier)
-                    tail = growth.grow(rows, count)
-                    if tail is None:
-                        is_simple = False
-                        break
-                    tails.append(tail)
-                if is_simple:
-                    ops: list[Op] = [Grow(tuple(tails))]
-                else:
-                    self._restore()
-                    ops = self._append_ops(columns, self._pending)
-                if metadata is not None:
-                    rows_before = self._pending.rows
-                    ops.append(Note(rows_before, rows_before + count, metadata))
-                self._stage(ops)
-            except BaseException:
-                self._restore()
-                raise
-
-    def _append_ops(self, columns: Sequence[torch.Tensor], snapshot: Snapshot) -> list[Op]:
-        """Place rows at the end of `snapshot`, whatever is open there; return the operations."""
-        ops: list[Op] = []
-        for growth, rows, column in zip(self._growths, columns, snapshot.columns, strict=True):
-            if len(rows):
-                ops += growth.append(rows.view(growth.carrier) if growth.is_carried else rows, column)
-        return ops
-
-    def change(
-        self, place: Callable[[Snapshot, Sequence[Growth]], list[Op]], metadata: dict[str, Any] | None = None
-    ) -> None:
-        """Make any other change: `place(snapshot, growths)` places rows and returns the operations that commit them."""
-        self._check()
-        if self._is_due():
-            self._rotate()
-        with self._lock:
-            try:
-                before = self._pending.rows
-                ops = place(self._pending, self._growths)
-                if metadata is not None:
-                    ops.append(Note(before, max(before, self._pending.apply(tuple(ops)).rows), metadata))
-                if ops:
-                    self._stage(ops)
-            except BaseException:
-                self._restore()
-                raise
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is committed."""
+        if self._ungrown:
+            with self._lock:
+                if self._grown is not None:
+                    self._snapshot = self._snapshot.grown(self._grown, self._ungrown)
+                    self._grown, self._ungrown = None, 0
+        return self._snapshot
 
     @property
     def pending(self) -> Snapshot:
         """What this writer wrote, an open transaction included."""
-        return self._pending
+        return self.snapshot if self._staged is None else self._staged
+
+    def _settled(self) -> None:
+        """The pending snapshot was replaced: go on at its end, and note what is read on every append."""
+        pending = self.pending
+        for growth, column in zip(self._growths, pending.columns, strict=True):
+            growth.reset(column, self._blocks.open)
+        self.stop_row = pending.rows
+        """The row id after the newest row of `pending`."""
+        retention = self._snapshot.retention
+        self._is_retained = retention.max_rows is not None or retention.max_bytes is not None
+        self._is_plain = self._staged is None and not self._is_power and not self._is_retained
+        self._notice_due()
+
+    def _notice_due(self) -> None:
+        manifest = self._manifest
+        self._is_due = self._staged is None and (
+            manifest is None
+            or manifest.edits >= MAX_EDITS
+            or manifest.is_broken
+            or bool(self._blocks.poisoned)
+            or self._dead_nbytes >= RECLAIM_NBYTES
+        )
+
+    def _prepare(self) -> None:
+        """Before a change: this must be an open writer of this process, on a generation that may grow."""
+        _ = self._current
+        self._notice_due()
+        if self._is_due:
+            self._rotate()
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None = None) -> None:
+        """Append `count` rows: one array per field, as `batch` makes them."""
+        if self._is_due or self._forks != _forks:
+            self._prepare()
+        with self._lock:
+            offset = -1
+            try:
+                tails = []
+                for growth, rows in zip(self._growths, columns, strict=True):
+                    tail = growth.grow(rows, count)
+                    if tail is None:
+                        break
+                    tails.append(tail)
+                else:
+                    if self._is_plain and metadata is None:  # the common case: nothing but the tails changes
+                        manifest = self._current
+                        offset = manifest.offset
+                        manifest.append((Grow(tuple(tails)),))  # the commit point
+                        self._note_grown(tails, count)
+                        return
+                if len(tails) == len(columns):
+                    ops: list[Op] = [Grow(tuple(tails))]
+                else:
+                    self._restore()
+                    ops = self._append_ops(columns)
+                self._stage(ops, metadata)
+            except BaseException:
+                if offset >= 0 and self._current.offset != offset:
+                    self._note_grown(tails, count)  # interrupted after the edit was visible: it counts
+                else:
+                    self._restore()
+                raise
+
+    def _note_grown(self, tails: list[tuple[int, int]], count: int) -> None:
+        manifest = self._current
+        self._grown = tuple(tails)
+        self._ungrown += 1
+        self.stop_row += count
+        self._is_due = manifest.edits >= MAX_EDITS or manifest.is_broken or bool(self._blocks.poisoned)
+
+    def _append_ops(self, columns: Sequence[Array]) -> list[Op]:
+        """Place rows at the end, in new blocks where they are needed; return the operations."""
+        ops: list[Op] = []
+        for growth, rows, column in zip(self._growths, columns, self.pending.columns, strict=True):
+            ops += growth.append(rows, column)
+        return ops
+
+    def change(self, place: Place, metadata: dict[str, Any] | None = None) -> None:
+        """Make any other change: commit the operations that `place(snapshot, growths)` returns, as one edit."""
+        self._prepare()
+        with self._lock:
+            try:
+                ops = place(self.pending, self._growths)
+                if ops:
+                    self._stage(ops, metadata)
+            except BaseException:
+                self._restore()
+                raise
 
     def settings(self, *, retention: Retention | None, metadata: dict[str, Any] | None) -> None:
         """Commit new settings of the blob, where they differ from what it has."""
-        snapshot = self._pending
         ops: list[Op] = []
-        if retention is not None and retention != snapshot.retention:
+        if retention is not None and retention != self.pending.retention:
             ops.append(retention)
-        if metadata is not None and metadata != snapshot.metadata:
+        if metadata is not None and metadata != self.pending.metadata:
             ops.append(Metadata(metadata))
         self.change(lambda *_: ops)
 
-    def _stage(self, ops: list[Op]) -> None:
+    def _stage(self, ops: list[Op], metadata: dict[str, Any] | None = None) -> None:
         """Take `ops` into the transaction, or commit them where there is none."""
-        if not self._depth:
-            self._commit(ops)
+        before = self.pending
+        after = before.apply(tuple(ops))
+        if metadata is not None:
+            ops.append(Note(min(before.rows, after.rows), after.rows, metadata))
+            after = before.apply(tuple(ops))
+        if self._staged is None:
+            self._commit(ops, after)
             return
-        pending = self._pending.apply(tuple(ops))
-        if len(ops) == 1 and type(ops[0]) is Grow and self._ops and type(self._ops[-1]) is Grow:
-            pairs = zip(self._ops[-1].tails, ops[0].tails, strict=True)
-            self._ops[-1] = Grow(tuple(new if new is not None else old for old, new in pairs))
+        last = self._ops[-1] if self._ops else None
+        if len(ops) == 1 and isinstance(ops[0], Grow) and isinstance(last, Grow):
+            pairs = zip(last.tails, ops[0].tails, strict=True)
+            self._ops[-1] = Grow(tuple(old if new is None else new for old, new in pairs))
         else:
             self._ops += ops
-        self._settle(pending)
-        self._pending = pending
+        self._staged = after
+        self._settled()
 
     @contextlib.contextmanager
     def transaction(self, metadata: dict[str, Any] | None = None) -> Iterator[None]:
-        """Commit all changes of the body as one edit; an exception in it takes them all back.
+        """Commit all changes of the body as one edit; an exception in it takes them all back. They do not nest.
 
-        Transactions do not nest.
+        A change that fails inside it is taken back alone, if the body goes on.
         """
-        self._check()
         check_metadata(metadata)
-        if self._is_due():
-            self._rotate()
+        self._prepare()
         with self._lock:
-            if self._depth:
+            if self._staged is not None:
                 raise RuntimeError("Transactions do not nest: one is open already")
-            self._depth = 1
-            self._owner = threading.get_ident()
+            self._staged, self._owner = self.snapshot, threading.get_ident()
+            self._settled()
             try:
-                before = self._pending.rows
                 yield
-                ops, self._ops = self._ops, []
-                self._depth = 0
+                ops, after, self._ops = self._ops, self.pending, []
+                before, self._staged = self._snapshot, None
                 if ops and metadata is not None:
-                    ops.append(Note(min(before, self._pending.rows), self._pending.rows, metadata))
-                self._pending, staged = self.snapshot, self._pending
+                    ops.append(Note(min(before.rows, after.rows), after.rows, metadata))
+                    after = before.apply(tuple(ops))
                 if ops:
-                    try:
-                        self._commit(ops)
-                    except OutcomeUnknown:
-                        raise
-                    except BaseException:
-                        self._pending = staged
-                        raise
-            except OutcomeUnknown:
-                raise
+                    self._commit(ops, after)
+                self._settled()
             except BaseException:
-                self._rollback()
+                self._ops, self._staged = [], None
+                self._restore()
                 raise
-
-    def _rollback(self) -> None:
-        self._ops, self._depth = [], 0
-        self._pending = self.snapshot
-        self._restore()
 
     def _restore(self) -> None:
-        """Forget what was placed since `_pending`, and remove the blocks that were created for it."""
-        pending = self._pending
-        kept = []
-        live = {block.id for column in pending.columns for block in (column.tail, column.patch) if block is not None}
-        if self._depth:
-            live |= {id for column in pending.columns for id in column.live()}
-        for block in self._created:
-            if block.id in live:
-                kept.append(block)
-                continue
-            block.close()
-            self._blocks.pop(block.id, None)
-            self._adopted.pop(block.path, None)
-            for births in self._births:
-                births.pop(block.id, None)
-            with contextlib.suppress(OSError):
-                files.unlink(block.path, dir_fd=self.dir_fd, missing_ok=True)
-        self._created = kept
-        for growth, column in zip(self._growths, pending.columns, strict=True):
-            growth.reset(column, self._blocks)
-
-    def _settle(self, snapshot: Snapshot) -> None:
-        for growth, column in zip(self._growths, snapshot.columns, strict=True):
-            growth.settle(column)
+        """Forget what was placed since the pending snapshot, and remove the blocks that were created for it."""
+        staged = self._staged
+        self._blocks.discard_created(set().union(*(column.live() for column in staged.columns)) if staged else ())
+        self._settled()
 
     # -- the commit -----------------------------------------------------------------------------------------------------
 
-    def _commit(self, ops: list[Op]) -> None:
+    def _commit(self, ops: list[Op], after: Snapshot) -> None:
+        """Append one edit, after which `after` is the snapshot."""
         before, manifest = self.snapshot, self._current
-        edit = tuple(ops)
-        after = before.apply(edit)
-        if self._is_retained and (first_row := self._retained_from(after)) > after.first_row:
-            edit = (*edit, Trim(first_row))
-            after = after.apply((Trim(first_row),))
+        if self._is_retained or any(isinstance(op, Retention) for op in ops):
+            trimmed = Trim(_retained_from(after, self._row_nbytes))
+            if trimmed.first_row > after.first_row:
+                ops, after = [*ops, trimmed], after.apply((trimmed,))
         assert len({column.stop for column in after.columns}) == 1, "all columns or none"
         if self._is_power:
-            self._sync_blocks()
+            self._blocks.sync(self._blocks.dirty())
         offset = manifest.offset
         try:
-            manifest.append(edit)  # the commit point
-            self.snapshot = self._pending = after
-        except BaseException:
-            if manifest.offset != offset:  # interrupted after the edit was visible: it counts
-                self.snapshot = self._pending = after
-                self._created.clear()
-            raise
-        if self._created:
-            self._created.clear()
-        if len(edit) > 1 or type(edit[0]) is not Grow:
-            self._after_structural(before, after)
+            manifest.append(tuple(ops))  # the commit point
+        finally:
+            if manifest.offset != offset:
+                self._snapshot = after
+                self._blocks.keep_created()
+                self._note_dead(before, after)
+                self._settled()
         if self._is_power:
             self._acknowledge()
 
-    def _after_structural(self, before: Snapshot, after: Snapshot) -> None:
-        """Bookkeeping after an edit that did more than grow the tails; it cannot fail the commit."""
-        self._settle(after)
-        self._is_retained = after.retention.max_rows is not None or after.retention.max_bytes is not None
-        is_sealed = False
-        for field, old, new in zip(self.store.schema, before.columns, after.columns, strict=True):
-            old_rows = old.stop - (old.spans[0].row if old.spans else old.tail_row)
-            new_rows = new.stop - (new.spans[0].row if new.spans else new.tail_row)
-            grown = new.stop - old.stop
-            self._dead_nbytes += max(old_rows + max(grown, 0) - new_rows, 0) * field.row_nbytes
-            if new.patch is not None and new.patch is not old.patch:
-                self._dead_nbytes += (
-                    new.patch.rows - (old.patch.rows if old.patch is not None else 0)
-                ) * field.row_nbytes
-            is_sealed |= old.tail is not None and (new.tail is None or new.tail.id != old.tail.id)
-        if is_sealed and self._flusher is not None:
-            self._flusher.wake()
+    def _note_dead(self, before: Snapshot, after: Snapshot) -> None:
+        """Count the rows in block files that no span names any more, and have sealed blocks synced in the background."""
+        for number, (old, new) in enumerate(zip(before.columns, after.columns, strict=True)):
+            if new.sealed is not old.sealed:
+                added = new.sealed.since(old.sealed)
+                base = 0 if added is None else self._sealed_rows[number]
+                self._sealed_rows[number] = base + sum(block.rows for block in (new.sealed if added is None else added))
+                if self._flusher is not None:
+                    self._flusher.wake()
+        self._dead_nbytes = self._count_dead(after) - self._kept_dead_nbytes
 
-    def _retained_from(self, snapshot: Snapshot) -> int:
-        keep = snapshot.rows - snapshot.first_row
-        if snapshot.retention.max_rows is not None:
-            keep = min(keep, snapshot.retention.max_rows)
-        if snapshot.retention.max_bytes is not None:
-            keep = min(keep, max(snapshot.retention.max_bytes // self._row_nbytes, 1))
-        return snapshot.rows - keep
+    def _count_dead(self, snapshot: Snapshot) -> int:
+        dead = 0
+        for field, column, sealed in zip(self.store.schema, snapshot.columns, self._sealed_rows, strict=True):
+            growing = sum(block.rows for block in (column.tail, column.patch) if block is not None)
+            dead += (sealed + growing - (column.stop - column.origin)) * field.row_nbytes
+        return dead
 
     def _acknowledge(self) -> None:
         """At "power", after the commit point: make the edit durable and say so."""
-        manifest = self._current
+        manifest, rows = self._current, self._snapshot.rows
         try:
             manifest.sync()
         except SyncFailed as error:
+            self._notice_due()
             raise OutcomeUnknown(
-                error.errno,
-                f"The commit of rows up to {self.snapshot.rows} is visible, but may not be durable: {error.strerror}",
+                error.errno, f"The commit up to row {rows} is visible, but may not be durable: {error.strerror}"
             ) from error
-        self._mark(manifest, manifest.offset, self.snapshot.rows)
+        self._mark(manifest, manifest.offset, rows)
 
     def _mark(self, manifest: Manifest, offset: int, rows: int) -> None:
-        """Append a durable mark; it is a hint about the past, and failing to leave it fails nobody."""
+        """Append a durable mark. It only says what is so already: failing to leave it fails nobody."""
         if manifest is not self._manifest or manifest.is_broken:
             return
         with contextlib.suppress(OSError):
-            mark = (Durable(offset, rows),)
-            before = manifest.offset
+            snapshot, before, mark = self.snapshot, manifest.offset, (Durable(offset, rows),)
             manifest.append(mark)
-            self.snapshot = self.snapshot.apply(mark)
-            if not self._depth:
-                self._pending = self.snapshot
+            self._snapshot = snapshot.apply(mark)
+            if self._staged is not None:
+                self._staged = msgspec.structs.replace(self._staged, durable_rows=self._snapshot.durable_rows)
             if offset == before:
                 self._flushed_offset = manifest.offset
 
     # -- durability ---------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Make every committed row durable: when this returns, `snapshot.durable_rows` is `snapshot.rows`."""
-        self._check()
+        """Make every committed row durable: when this returns, `snapshot.durable_rows` is `snapshot.rows`.
+
+        Raises `SyncFailed` if the kernel could not; the next commit or flush then goes to new files.
+        """
         self._check_outside("flush")
-        if self._poisoned or self._current.is_broken:
-            self._rotate()
-            return
         with self._sync_lock:
             with self._lock:
                 manifest = self._current
                 offset, rows = manifest.offset, self.snapshot.rows
+                if self._blocks.poisoned or manifest.is_broken:
+                    return self._rotate()
                 if offset == self._flushed_offset:
                     return
-                dirty = self._take_dirty()
-            self._sync(*dirty)
-            manifest.sync()
+                dirty = self._blocks.dirty()
+            try:
+                self._blocks.sync(dirty)
+                manifest.sync()
+            finally:
+                with self._lock:
+                    self._is_due = True  # have a failure noticed before the next change
             with self._lock:
                 self._mark(manifest, offset, rows)
+                blocks = (block for column in self.snapshot.columns for block in (column.tail, column.patch))
+                staged = self._growths
+                growing = {block.id for block in blocks if block is not None}
+                growing |= {b.id for growth in staged for b in (growth.tail, growth.patch) if b is not None}
+                self._blocks.close_sealed(growing)
 
-    def _take_dirty(self) -> tuple[list[BlockFile], list[str], list[str]]:
-        """What is not synced yet, taken over by the caller."""
-        blocks = [block for block in self._blocks.values() if block.is_dirty and block.id not in self._poisoned]
-        for block in blocks:
-            block.is_dirty = False
-        adopted, dirs = list(self._adopted), list(self._dirty_dirs)
-        self._adopted.clear()
-        self._dirty_dirs.clear()
-        return blocks, adopted, dirs
-
-    def _sync(self, blocks: list[BlockFile], adopted: list[str], dirs: list[str]) -> None:
-        """Sync all of it; a block whose sync fails is poisoned, and so is what was not reached."""
-        try:
-            for block in blocks:
-                if block.fd >= 0:
-                    files.sync_file(block.fd, block.path)
-                adopted = [path for path in adopted if path != block.path]
-            for path in adopted:
-                self._sync_path(path)
-            for path in dirs:
-                files.sync_directory(path, dir_fd=self.dir_fd)
-        except BaseException:
-            with self._lock:
-                self._poisoned.update(block.id for block in blocks)
-                self._poisoned.update(os.path.basename(path) for path in adopted)
-                self._dirty_dirs.update(dirs)
-            raise
-        with self._lock:
-            growing = {id(block) for growth in self._growths for block in (growth.tail, growth.patch)}
-            committed = {b.id for c in self.snapshot.columns for b in (c.tail, c.patch) if b is not None}
-            for block in blocks:
-                if not block.is_dirty and id(block) not in growing and block.id not in committed:
-                    files.release_allocation(block.fd)
-                    block.close()
-                    self._blocks.pop(block.id, None)
-
-    def _sync_path(self, path: str) -> None:
-        try:
-            fd = files.open_file(path, dir_fd=self.dir_fd)
-        except FileNotFoundError as error:
-            raise Corrupt("A block with committed rows is missing", path=path) from error
-        try:
-            files.sync_file(fd, path)
-        finally:
-            os.close(fd)
-
-    def _sync_blocks(self) -> None:
-        self._sync(*self._take_dirty())
+    def _flush_in_background(self) -> None:
+        if self._manifest is not None and self._forks == _forks:
+            self.flush()
 
     # -- generations ----------------------------------------------------------------------------------------------------
 
-    def _is_due(self) -> bool:
-        manifest = self._manifest
-        assert manifest is not None
-        return not self._depth and (
-            manifest.edits >= MAX_EDITS
-            or manifest.is_broken
-            or bool(self._poisoned)
-            or self._dead_nbytes >= RECLAIM_NBYTES
-        )
-
     def reclaim(self, at_least_nbytes: int = RECLAIM_NBYTES) -> None:
-        """Begin a new generation without the blocks that nothing names any more, and unlink those that nobody pins.
+        """Free the space of blocks that nothing names any more, if it is worth a new generation.
 
         A hint that fails nobody: what could not be done is done before the next commit, or by the next writer.
         """
-        if self._dead_nbytes >= at_least_nbytes and not self._depth:
+        if self._staged is None and self._dead_nbytes >= at_least_nbytes:
             with contextlib.suppress(OSError):
                 self._rotate()
 
@@ -596,42 +542,41 @@ class Writer:
         the old one.
         """
         with self._sync_lock, self._lock:
-            old = self._current
-            healed = self._healed() if self._poisoned else self.snapshot.columns
-            self._sync_blocks()
-            columns = tuple(map(_without_dead, healed))
-            snapshot = msgspec.structs.replace(self.snapshot, columns=columns, durable_rows=self.snapshot.rows)
+            old, before = self._current, self.snapshot
+            columns = self._healed(before) if self._blocks.poisoned else before.columns
+            self._blocks.sync(self._blocks.dirty())
+            pruned = tuple(column.pruned() for column in columns)
+            snapshot = msgspec.structs.replace(before, columns=pruned, durable_rows=before.rows)
             generation = generations(self.dir_fd)[-1] + 1
             try:
                 manifest = Manifest.create(self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer)
-                self._manifest, self.snapshot = manifest, snapshot
+                self._manifest, self._snapshot = manifest, snapshot
             except BaseException:
                 old.is_broken |= files.exists(manifest_name(generation), dir_fd=self.dir_fd)
                 raise
             old.ring_doorbell(generation)
             old.close()
             self._flushed_offset = manifest.offset
-            if not self._depth:
-                self._pending = snapshot
-                self._created.clear()
-                if self._poisoned:
-                    self._drop_poisoned()
+            self._count_sealed()
+            if self._staged is None:
+                self._blocks.keep_created()
+                self._blocks.forget_poisoned()
+                self._settled()
             try:
                 files.sync_directory(".", dir_fd=self.dir_fd)
             except SyncFailed:
-                manifest.is_broken = True
+                manifest.is_broken = self._is_due = True
                 raise
-            self._dead_nbytes = 0
-            self._bury(old.generation)
+            self._blocks.begin_generation(generation, snapshot, self.pending)
 
-    def _healed(self) -> tuple[Column, ...]:
+    def _healed(self, snapshot: Snapshot) -> tuple[Column, ...]:
         """The columns, with the rows of poisoned blocks in new files: a file whose sync failed is never trusted again."""
         columns = []
-        for growth, column in zip(self._growths, self.snapshot.columns, strict=True):
+        for growth, column in zip(self._growths, snapshot.columns, strict=True):
             named = column.blocks()
-            for id in sorted(self._poisoned & column.live()):
+            for id in sorted(self._blocks.poisoned & column.live()):
                 rows, crc = named[id]
-                block = self._new_block(growth.number)
+                block = self._blocks.create(growth.number)
                 growth.copy_block(id, rows, block)
                 if block.crc32c != crc:
                     path = block_path(growth.field, id)
@@ -640,70 +585,19 @@ class Writer:
             columns.append(column)
         return tuple(columns)
 
-    def _drop_poisoned(self) -> None:
-        for id in self._poisoned:
-            if (block := self._blocks.pop(id, None)) is not None:
-                block.close()
-        self._poisoned.clear()
-        for growth, column in zip(self._growths, self.snapshot.columns, strict=True):
-            growth.reset(column, self._blocks)
-
-    def _bury(self, generation: int) -> None:
-        """After `generation` was superseded: unlink the blocks that died in it or before, where no pin forbids it."""
-        for field, births, column, pending in zip(
-            self.store.schema, self._births, self.snapshot.columns, self._pending.columns, strict=True
-        ):
-            live = column.live() if pending is column else column.live() | pending.live()
-            for id in [id for id in births if id not in live]:
-                self._dead.append((births.pop(id), generation, block_path(field, id)))
-                if (block := self._blocks.pop(id, None)) is not None:
-                    block.close()
-        with contextlib.suppress(OSError):
-            pinned = remove_superseded(self.dir_fd, self._current.generation)
-            kept = []
-            for birth, death, path in self._dead:
-                if any(birth <= pin <= death for pin in pinned):
-                    kept.append((birth, death, path))
-                else:
-                    files.unlink(path, dir_fd=self.dir_fd, missing_ok=True)
-            self._dead = kept
-
-    # -- blocks -------------------------------------------------------------------------------------------------------
-
-    def _next_id(self) -> str:
-        self._blocks_made += 1
-        return f"{self.producer}-{self._blocks_made}"
-
-    def _new_block(self, number: int) -> BlockFile:
-        """Create the next block file of a column."""
-        field = self.store.schema.fields[number]
-        id = self._next_id()
-        path = block_path(field, id)
-        block = BlockFile(id, path, files.create_file(path, dir_fd=self.dir_fd), field.block_rows)
-        self._dirty_dirs.add(os.path.dirname(path))
-        self._blocks[id] = block
-        self._created.append(block)
-        self._births[number][id] = self._current.generation
-        return block
-
     def adopt_file(self, number: int, source: str, source_dir_fd: int) -> str:
-        """Take a block file of another blob over, by link where that is possible; return its id here."""
-        field = self.store.schema.fields[number]
-        id = self._next_id()
-        path = block_path(field, id)
-        self._created.append(BlockFile(id, path, -1, 0))
-        files.clone_file(source, path, source_dir_fd=source_dir_fd, dir_fd=self.dir_fd)
-        self._dirty_dirs.add(os.path.dirname(path))
-        self._adopted[path] = None
-        self._births[number][id] = self._current.generation
-        return id
+        """Take a block file of another blob over, for the change under way; return its id here."""
+        return self._blocks.adopt(number, source, source_dir_fd)
 
 
-def _without_dead(column: Column) -> Column:
-    live = column.live()
-    if all(block.id in live for block in column.sealed):
-        return column
-    return column.pruned(live)
+def _retained_from(snapshot: Snapshot, row_nbytes: int) -> int:
+    """The first row that the blob's retention keeps."""
+    keep, retention = len(snapshot), snapshot.retention
+    if retention.max_rows is not None:
+        keep = min(keep, retention.max_rows)
+    if retention.max_bytes is not None:
+        keep = min(keep, max(retention.max_bytes // row_nbytes, 1))
+    return snapshot.rows - keep
 
 
 def check_metadata(metadata: dict[str, Any] | None) -> None:
@@ -713,42 +607,3 @@ def check_metadata(metadata: dict[str, Any] | None) -> None:
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata must be a dict, got {type(metadata).__name__!r}")
     encode_note(metadata)
-
-
-class _Flusher:
-    """A thread that flushes a writer in the background: when a block was sealed, and every `every_s` seconds.
-
-    What fails shows in the writer itself (poisoned files), so nothing is reported from here.
-    """
-
-    def __init__(self, writer: Writer, every_s: float | None) -> None:
-        self._writer = weakref.ref(writer)
-        self._every_s = every_s
-        self._event = threading.Event()
-        self._is_stopped = False
-        self._thread: threading.Thread | None = None
-        if every_s is not None:
-            self.wake()
-
-    def wake(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="tensorblob-flush", daemon=True)
-            self._thread.start()
-        self._event.set()
-
-    def _run(self) -> None:
-        while True:
-            self._event.wait(self._every_s)
-            self._event.clear()
-            writer = self._writer()
-            if self._is_stopped or writer is None:
-                return
-            with contextlib.suppress(SyncFailed, DiskFull, BlobClosed, OSError):
-                writer.flush()
-            del writer
-
-    def stop(self) -> None:
-        self._is_stopped = True
-        if self._thread is not None:
-            self._event.set()
-            self._thread.join()

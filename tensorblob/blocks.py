@@ -1,0 +1,217 @@
+"""The block files of one writer, from creation to removal: which are open, not yet synced, poisoned, or garbage.
+
+A block is created (or adopted from another blob) before any edit names it, and taken back if the edit is not committed. It
+stays open until it is sealed and synced. A file whose sync failed is poisoned: it is never synced again, and its rows have to move.
+Once nothing names a block any more it is dead, and is unlinked when no generation in which it was live is pinned.
+
+This class decides nothing: the writer says when to sync, what is committed, and which generation begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tensorblob import files
+from tensorblob.edit import Patch, Tail
+from tensorblob.errors import Corrupt
+from tensorblob.format import Store, block_path
+from tensorblob.growth import BlockFile
+from tensorblob.manifest import remove_superseded
+from tensorblob.snapshot import Snapshot
+
+
+class Dirty(NamedTuple):
+    """What has to be synced for everything so far to be durable."""
+
+    blocks: list[BlockFile]
+    adopted: list[str]
+    directories: list[str]
+
+
+class Blocks:
+    """The block files of the writer `producer`; `generation` is the current one."""
+
+    def __init__(self, dir_fd: int, store: Store, producer: str, generation: int, snapshot: Snapshot) -> None:
+        self._dir_fd = dir_fd
+        self._fields = store.schema.fields
+        self._producer = producer
+        self.generation = generation
+        self._made = 0
+        self.open: dict[str, BlockFile] = {}
+        self._created: list[BlockFile] = []
+        self._adopted: dict[str, None] = {}
+        self._names_lock = threading.Lock()
+        self._new_names: dict[str, set[str]] = {}
+        """Directories whose names are not synced yet, and the blocks that would be lost with them."""
+        self.poisoned: set[str] = set()
+        self._births: list[dict[str, int]] = [dict.fromkeys(column.live(), 0) for column in snapshot.columns]
+        """By column: the blocks that may be named, and the generation in which each began to be (0: before this writer)."""
+        self._dead: list[tuple[int, int, str]] = []
+        """Blocks to unlink: (first, last generation in which it was live, path)."""
+
+    # -- creating -----------------------------------------------------------------------------------------------------
+
+    def _next_path(self, number: int) -> tuple[str, str]:
+        self._made += 1
+        id = f"{self._producer}-{self._made}"
+        path = block_path(self._fields[number], id)
+        self._births[number][id] = self.generation
+        with self._names_lock:
+            self._new_names.setdefault(os.path.dirname(path), set()).add(id)
+        return id, path
+
+    def create(self, number: int) -> BlockFile:
+        """Create the next block file of a column."""
+        id, path = self._next_path(number)
+        fd = files.create_file(path, dir_fd=self._dir_fd)
+        block = self.open[id] = BlockFile(id, path, fd, self._fields[number].block_rows)
+        self._created.append(block)
+        return block
+
+    def adopt(self, number: int, source: str, source_dir_fd: int) -> str:
+        """Take over a block file of another blob, by link where that is possible; return its id here."""
+        id, path = self._next_path(number)
+        self._created.append(BlockFile(id, path, -1, 0))
+        files.clone_file(source, path, source_dir_fd=source_dir_fd, dir_fd=self._dir_fd)
+        self._adopted[path] = None
+        return id
+
+    def go_on_in(self, number: int, block: Tail | Patch) -> None:
+        """Open a committed block to grow further, if only this blob has it and it is whole; else it is sealed as it is."""
+        field = self._fields[number]
+        path = block_path(field, block.id)
+        with contextlib.suppress(OSError):
+            fd = files.open_for_append(path, dir_fd=self._dir_fd)
+            stat = os.fstat(fd)
+            if stat.st_nlink == 1 and stat.st_size >= block.rows * field.row_nbytes:
+                self.open[block.id] = BlockFile(block.id, path, fd, block.capacity_rows, block.rows, block.crc32c)
+                self.open[block.id].allocated = stat.st_size
+            else:
+                os.close(fd)
+
+    def keep_created(self) -> None:
+        """What was created is committed."""
+        self._created.clear()
+
+    def discard_created(self, live: Iterable[str] = ()) -> None:
+        """Remove what was created and not committed, except what `live` names."""
+        kept = set(live)
+        for block in [block for block in self._created if block.id not in kept]:
+            self._created.remove(block)
+            self.open.pop(block.id, None)
+            self._adopted.pop(block.path, None)
+            self._new_names.get(os.path.dirname(block.path), set()).discard(block.id)
+            for births in self._births:
+                births.pop(block.id, None)
+            block.close()
+            with contextlib.suppress(OSError):
+                files.unlink(block.path, dir_fd=self._dir_fd, missing_ok=True)
+
+    # -- syncing ------------------------------------------------------------------------------------------------------
+
+    def distrust(self, snapshot: Snapshot) -> None:
+        """Sync everything that `snapshot` names with the next sync: whoever wrote it did not say that it is durable."""
+        for field, column in zip(self._fields, snapshot.columns, strict=True):
+            live = column.live()
+            self._adopted.update((block_path(field, id), None) for id in live)
+            self._new_names.setdefault(f"blocks/{field.directory}", set()).update(live)
+
+    def dirty(self) -> Dirty:
+        """What is not synced yet. Poisoned files are not among it."""
+        blocks = [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
+        adopted = [path for path in self._adopted if os.path.basename(path) not in self.poisoned]
+        return Dirty(blocks, adopted, list(self._new_names))
+
+    def sync(self, dirty: Dirty) -> None:
+        """Make it durable; rows may be written meanwhile. Raises `SyncFailed`, and then poisons the file that failed."""
+        for block in dirty.blocks:
+            block.is_dirty = False  # before the sync: a row written during it sets it again
+            self._sync_or_poison(block.path, {block.id}, block.fd)
+            self._adopted.pop(block.path, None)
+        for path in dirty.adopted:
+            if self._adopted.pop(path, path) is None:
+                self._sync_or_poison(path, {os.path.basename(path)}, None)
+        for directory in dirty.directories:
+            with self._names_lock:
+                names = self._new_names.pop(directory, set())
+            self._sync_or_poison(directory, names, -1)
+
+    def _sync_or_poison(self, path: str, ids: set[str], fd: int | None) -> None:
+        try:
+            if fd is None:
+                self._sync_path(path)
+            elif fd < 0:
+                files.sync_directory(path, dir_fd=self._dir_fd)
+            else:
+                files.sync_file(fd, path)
+        except BaseException:
+            self.poisoned |= ids
+            raise
+
+    def _sync_path(self, path: str) -> None:
+        try:
+            fd = files.open_file(path, dir_fd=self._dir_fd)
+        except FileNotFoundError as error:
+            raise Corrupt("A block with committed rows is missing", path=path) from error
+        try:
+            files.sync_file(fd, path)
+        finally:
+            os.close(fd)
+
+    def close_sealed(self, growing: set[str]) -> None:
+        """Close the synced files that will not grow any more."""
+        for block in [b for b in self.open.values() if not b.is_dirty and b.id not in growing]:
+            del self.open[block.id]
+            files.release_allocation(block.fd)
+            block.close()
+
+    def forget_poisoned(self) -> None:
+        """The rows of the poisoned files have moved."""
+        for id in self.poisoned:
+            if (block := self.open.pop(id, None)) is not None:
+                block.close()
+        self.poisoned.clear()
+
+    def close(self) -> None:
+        for block in self.open.values():
+            files.release_allocation(block.fd)
+            block.close()
+        self.open.clear()
+
+    # -- removing -----------------------------------------------------------------------------------------------------
+
+    def begin_generation(self, generation: int, *snapshots: Snapshot) -> None:
+        """`generation` is current and durable: bury what none of `snapshots` names, and unlink what nobody pins."""
+        superseded, self.generation = self.generation, generation
+        for number, (field, births) in enumerate(zip(self._fields, self._births, strict=True)):
+            live: set[str] = set().union(*(snapshot.columns[number].live() for snapshot in snapshots))
+            for id in [id for id in births if id not in live]:
+                self.bury(births.pop(id), superseded, block_path(field, id))
+                if (block := self.open.pop(id, None)) is not None:
+                    block.close()
+        self.unlink_dead()
+
+    def bury(self, first: int, last: int, path: str) -> None:
+        """Unlink `path` once none of the generations `first` to `last` is pinned."""
+        self._dead.append((first, last, path))
+
+    def unlink_dead(self) -> None:
+        """Remove superseded generations, and dead blocks, as far as no reader pins them."""
+        with contextlib.suppress(OSError):
+            pinned = remove_superseded(self._dir_fd, self.generation)
+            kept = []
+            for first, last, path in self._dead:
+                if any(first <= pin <= last for pin in pinned):
+                    kept.append((first, last, path))
+                else:
+                    self._adopted.pop(path, None)
+                    files.unlink(path, dir_fd=self._dir_fd, missing_ok=True)
+            self._dead = kept
+
+    def names(self, number: int, id: str) -> bool:
+        """True if `id` is a block of this writer's snapshot or making."""
+        return id in self._births[number]

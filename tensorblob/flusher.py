@@ -1,0 +1,63 @@
+"""A thread that calls a function now and then: when woken, and every so many seconds. It keeps nothing alive."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable
+
+
+class Flusher:
+    """Calls the bound method `flush` in the background. What it raises as `OSError` shows in its owner, so it is dropped here.
+
+    The thread starts when first needed, and ends when its owner is gone or `stop` is called.
+    """
+
+    def __init__(self, flush: Callable[[], None], every_s: float | None) -> None:
+        self._flush = weakref.WeakMethod(flush)
+        self._every_s = every_s
+        self._event = threading.Event()
+        self._is_stopped = False
+        self._thread: threading.Thread | None = None
+        if every_s is not None:
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=_run, args=(self._flush, self._event, self._every_s, weakref.ref(self)))
+        self._thread.name, self._thread.daemon = "tensorblob-flush", True
+        self._thread.start()
+
+    def wake(self) -> None:
+        if self._thread is None:
+            self._start()
+        self._event.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._is_stopped
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        if self._thread is not None:
+            self._event.set()
+            if self._thread is not threading.current_thread():
+                self._thread.join()
+
+
+def _run(
+    method: weakref.WeakMethod[Callable[[], None]],
+    event: threading.Event,
+    every_s: float | None,
+    owner: weakref.ref[Flusher],
+) -> None:
+    while True:
+        event.wait(every_s)
+        event.clear()
+        flusher, flush = owner(), method()
+        if flusher is None or flusher.is_stopped or flush is None:
+            return
+        del flusher
+        with contextlib.suppress(OSError):
+            flush()
+        del flush
