@@ -26,8 +26,8 @@ from tensorblob.operations import Source
 from tensorblob.reader import Reader, RowsReference, choose_io, open_store, wrap_views
 from tensorblob.schema import FieldSpec, Schema, dtype_name, make_schema
 from tensorblob.snapshot import Snapshot
-from tensorblob.table import Batch, Rows, Table
-from tensorblob.writer import Writer, check_metadata
+from tensorblob.table import Batch, Rows, Table, max_map_count
+from tensorblob.writer import Writer, check_durability, check_metadata
 
 
 class TensorBlob:
@@ -81,6 +81,7 @@ class TensorBlob:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}!")
         if io not in (None, "map", "pread"):
             raise ValueError(f"io must be 'map', 'pread' or None, got {io!r}")
+        check_durability(durability, flush_every_s)
         check_metadata(metadata)
         retention = Retention(max_rows, max_bytes)
         is_new = mode[0] == "w" and _is_absent(path)
@@ -97,7 +98,7 @@ class TensorBlob:
             except BaseException:
                 reader.close()
                 raise
-            return cls(path, mode, reader=reader)
+            return cls(path, mode, reader=reader, io=reader.io, max_cached_blocks=max_cached_blocks)
         dir_fd, store = open_store(path)
         try:
             _check_schema(asked, store.schema, dtype, shape)
@@ -145,6 +146,7 @@ class TensorBlob:
             )
             wrap = wrap_views(path, writer.store)
         self._io, self._max_cached_blocks = io, max_cached_blocks
+        self.max_cached_blocks = max_cached_blocks or max_map_count() // 2
         self._reads = reader is not None or "+" in mode
         self._appends = mode[0] == "a"
         self._closed = False

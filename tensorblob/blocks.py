@@ -156,7 +156,8 @@ class Blocks:
         try:
             fd = files.open_file(path, dir_fd=self._dir_fd)
         except FileNotFoundError as error:
-            raise Corrupt("A block with committed rows is missing", path=path) from error
+            full = files.path_of(self._dir_fd, path)
+            raise Corrupt("A block with committed rows is missing", path=full) from error
         try:
             files.sync_file(fd, path)
         finally:

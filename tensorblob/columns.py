@@ -333,9 +333,8 @@ class PreadColumn(_Piecewise):
         offset = start * self.field.row_nbytes
         got = files.read_into(fd, rows.view(-1).view(torch.uint8).numpy() if nbytes else b"", offset)
         if got != nbytes:
-            raise Corrupt(
-                "A block ends before its committed rows", path=block_path(self.field, block), offset=offset + got
-            )
+            path = files.path_of(self._dir_fd, block_path(self.field, block))
+            raise Corrupt("A block ends before its committed rows", path=path, offset=offset + got)
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
         return [(start, stop)] if start < stop else []

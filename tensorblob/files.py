@@ -72,6 +72,16 @@ def make_directory(path: str, *, dir_fd: int | None = None) -> None:
         os.mkdir(path, dir_fd=dir_fd)
 
 
+def path_of(dir_fd: int, path: str) -> str:
+    """The full path of `path` below an open directory, for messages; `path` itself where the system does not say."""
+    try:
+        if sys.platform == "linux":
+            return os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
+        return os.path.join(fcntl.fcntl(dir_fd, 50, b"\0" * 1024).rstrip(b"\0").decode(), path)  # F_GETPATH
+    except OSError:
+        return path
+
+
 def list_directory(path: str, *, dir_fd: int | None = None) -> list[str]:
     fd = open_directory(path, dir_fd=dir_fd)
     try:

@@ -86,24 +86,28 @@ class Growth:
     def grow(self, rows: Array, count: int) -> tuple[int, int] | None:
         """Place rows in the tail if they fit in it; return its new (rows, crc32c), or None if they do not."""
         tail = self.tail
-        if tail is None or tail.rows + count > tail.capacity_rows:
+        if tail is None or (stop := tail.rows + count) > tail.capacity_rows:
             return None
-        self._write(tail, rows, count)
-        return tail.rows, tail.crc32c
+        nbytes, offset = count * self.row_nbytes, tail.rows * self.row_nbytes
+        if nbytes > SMALL_NBYTES or offset + nbytes > tail.allocated:
+            self._write(tail, rows, count)
+            return stop, tail.crc32c
+        data = rows.tobytes()  # a copy, so that bytes and checksum agree whatever the caller does with its memory
+        crc = crc32c(tail.crc32c, data)
+        files.write_at(tail.fd, data, nbytes, offset)
+        tail.rows, tail.crc32c = stop, crc
+        tail.is_dirty = True  # after the write: a sync that began before it does not count
+        return stop, crc
 
     def _write(self, block: BlockFile, rows: Array, count: int) -> None:
-        """Write `count` rows at the end of `block`; small batches are copied first, so that bytes and checksum agree."""
+        """Write `count` rows at the end of `block`, reserving space ahead of them."""
         offset = block.rows * self.row_nbytes
         nbytes = count * self.row_nbytes
         if offset + nbytes > block.allocated:
             self._allocate(block, offset, nbytes)
-        if nbytes <= SMALL_NBYTES:
-            data = rows.tobytes()
-            block.crc32c = crc32c(block.crc32c, data)
-            files.write_at(block.fd, data, nbytes, offset)
-        else:
-            self._write_pieces(block, as_bytes(rows), offset)
-        block.is_dirty = True  # after the write: a sync that began before it does not count
+        data = as_bytes(rows)
+        self._write_pieces(block, data.copy() if nbytes <= SMALL_NBYTES else data, offset)
+        block.is_dirty = True
         block.rows += count
 
     @staticmethod

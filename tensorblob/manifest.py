@@ -31,7 +31,7 @@ def generations(dir_fd: int) -> list[int]:
 def _newest(dir_fd: int) -> int:
     found = generations(dir_fd)
     if not found:
-        raise Corrupt("There is no manifest", path="manifest.000001", offset=0)
+        raise Corrupt("There is no manifest", path=files.path_of(dir_fd, manifest_name(1)))
     return found[-1]
 
 
@@ -84,7 +84,7 @@ class Log:
         if size <= self.offset or self._is_over:
             return
         data = files.read_at(self.fd, size - self.offset, self.offset)
-        name = manifest_name(self.generation)
+        name = files.path_of(self._dir_fd, manifest_name(self.generation))
         for record in decode_log(data, self._seed, self.offset, name):
             self.snapshot = apply(self.snapshot, record.edit, name, self.offset)
             self.offset = record.stop

@@ -161,18 +161,20 @@ def open_block(dir_fd: int, field: Field, block: str, rows: int) -> int:
     try:
         path = block_path(field, block)
     except ValueError as error:
-        raise Corrupt(str(error), path="manifest") from None
+        raise Corrupt(str(error), path=files.path_of(dir_fd, "")) from None
     try:
         fd = files.open_file(path, dir_fd=dir_fd)
     except OSError as error:
         if not isinstance(error, FileNotFoundError) and error.errno not in (20, 40):  # ENOTDIR, ELOOP
             raise
-        raise Corrupt("A block with committed rows is missing", path=path) from error
+        raise Corrupt("A block with committed rows is missing", path=files.path_of(dir_fd, path)) from error
     size = files.size_of(fd)
     if size < rows * field.row_nbytes:
         os.close(fd)
         raise Corrupt(
-            f"A block holds {size} bytes of {rows * field.row_nbytes} that were committed", path=path, offset=size
+            f"A block holds {size} bytes of {rows * field.row_nbytes} that were committed",
+            path=files.path_of(dir_fd, path),
+            offset=size,
         )
     return fd
 

@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -75,7 +76,7 @@ def open_store(path: str) -> tuple[int, Store]:
     try:
         dir_fd = files.open_directory(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"Blob not found: {path!r}") from None
+        raise FileNotFoundError(f"Blob not found: {Path(path)!r}") from None
     except NotADirectoryError:
         raise NotABlob(f"Not a blob (it is no directory): {path!r}") from None
     try:
@@ -138,6 +139,7 @@ class Reader:
 
     def __init__(self, path: str, *, io: str | None = None, max_cached_blocks: int | None = None) -> None:
         self.path = path
+        self.io = choose_io(path, io)
         self.dir_fd, self.store = open_store(path)
         try:
             self._log = Log(self.dir_fd, self.store)
@@ -146,7 +148,7 @@ class Reader:
                     self.dir_fd,
                     self.store,
                     self._log.snapshot,
-                    io=choose_io(path, io),
+                    io=self.io,
                     max_cached_blocks=max_cached_blocks,
                 )
             except BaseException:

@@ -67,7 +67,7 @@ def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
 
     Raises `Corrupt` where damage cannot be a torn tail, `UnsupportedFormat` for valid records of a newer format.
     """
-    name = manifest_name(generation)
+    name = files.path_of(dir_fd, manifest_name(generation))
     seed = log_seed(store.uuid, generation)
     data = files.read_at(fd, files.size_of(fd), 0)
     records = list(decode_log(data, seed, 0, name))

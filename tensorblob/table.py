@@ -272,7 +272,7 @@ def _as_indices(indices: Any) -> torch.Tensor:
         return indices
     tensor = torch.as_tensor(indices)
     if tensor.numel() and tensor.dtype not in _INTEGERS:
-        if isinstance(indices, torch.Tensor) or hasattr(indices, "dtype"):
+        if isinstance(indices, torch.Tensor):
             got = f"dtype {indices.dtype}"
         else:
             got = f"elements of type {type(indices[0]).__name__!r}"

@@ -71,10 +71,7 @@ class Writer:
         flush_every_s: float | None = None,
         timeout_s: float = 0.0,
     ) -> None:
-        if durability not in ("process", "power"):
-            raise ValueError(f"durability must be 'process' or 'power', got {durability!r}")
-        if flush_every_s is not None and not flush_every_s > 0:
-            raise ValueError(f"flush_every_s must be positive, got {flush_every_s!r}")
+        check_durability(durability, flush_every_s)
         self.path, self.dir_fd, self.store = path, dir_fd, store
         self._is_power = durability == "power"
         self._row_nbytes = store.schema.row_nbytes
@@ -87,7 +84,7 @@ class Writer:
         """Inside a transaction: what it would commit. None outside."""
         self._ops: list[Op] = []
         self._owner = 0
-        self._grown: tuple[tuple[int, int], ...] | None = None
+        self._grown: list[tuple[int, int]] | None = None
         """The tails of the last `_ungrown` commits, which only grew them: not yet applied to `_snapshot`."""
         self._ungrown = 0
         self._dead_nbytes = 0
@@ -111,9 +108,9 @@ class Writer:
         held, now = os.fstat(self.dir_fd), os.stat(self.path)
         if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
             raise FileNotFoundError(f"Blob not found: {self.path!r} was replaced while it was opened")
+        self._manifest, found = Manifest.open(self.dir_fd, self.store)
         self.producer = secrets.token_hex(5)
         self._announce()
-        self._manifest, found = Manifest.open(self.dir_fd, self.store)
         self._snapshot = found.snapshot
         self._blocks = Blocks(self.dir_fd, self.store, self.producer, self._manifest.generation, found.snapshot)
         fields = self.store.schema.fields
@@ -309,7 +306,7 @@ class Writer:
             offset = -1
             try:
                 tails = []
-                for growth, rows in zip(self._growths, columns, strict=True):
+                for growth, rows in zip(self._growths, columns):  # noqa: B905 - batch gives one for each
                     tail = growth.grow(rows, count)
                     if tail is None:
                         break
@@ -335,11 +332,12 @@ class Writer:
                 raise
 
     def _note_grown(self, tails: list[tuple[int, int]], count: int) -> None:
-        manifest = self._current
-        self._grown = tuple(tails)
+        self._grown = tails
         self._ungrown += 1
         self.stop_row += count
-        self._is_due = manifest.edits >= MAX_EDITS or manifest.is_broken or bool(self._blocks.poisoned)
+        manifest = self._current
+        if manifest.edits >= MAX_EDITS or manifest.is_broken:
+            self._is_due = True
 
     def _append_ops(self, columns: Sequence[Array]) -> list[Op]:
         """Place rows at the end, in new blocks where they are needed; return the operations."""
@@ -579,7 +577,7 @@ class Writer:
                 block = self._blocks.create(growth.number)
                 growth.copy_block(id, rows, block)
                 if block.crc32c != crc:
-                    path = block_path(growth.field, id)
+                    path = files.path_of(self.dir_fd, block_path(growth.field, id))
                     raise Corrupt("Rows were lost when their sync failed; close the blob and recover it", path=path)
                 column = column.renamed(id, block.id)
             columns.append(column)
@@ -598,6 +596,14 @@ def _retained_from(snapshot: Snapshot, row_nbytes: int) -> int:
     if retention.max_bytes is not None:
         keep = min(keep, max(retention.max_bytes // row_nbytes, 1))
     return snapshot.rows - keep
+
+
+def check_durability(durability: str, flush_every_s: float | None) -> None:
+    """Raise `ValueError` for options that no writer has."""
+    if durability not in ("process", "power"):
+        raise ValueError(f"durability must be 'process' or 'power', got {durability!r}")
+    if flush_every_s is not None and not flush_every_s > 0:
+        raise ValueError(f"flush_every_s must be positive, got {flush_every_s!r}")
 
 
 def check_metadata(metadata: dict[str, Any] | None) -> None:
