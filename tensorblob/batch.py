@@ -31,9 +31,9 @@ class Batches:
     def columns(self, rows: Any) -> tuple[list[npt.NDArray[Any]], int]:
         """Return the arrays and the row count.
 
-        `rows` is a tensor for a blob with one unnamed field, else a dict (nested or with tuple keys) or TensorDict with exactly
-        the fields of the schema. CUDA tensors and ones that carry grad are taken by value; no dtype is converted. Raises
-        `DTypeMismatch`, `SchemaMismatch`, or `TypeError` for anything that holds no tensors.
+        `rows` is a tensor for a blob with one unnamed field, else a dict (nested or with tuple keys) or TensorDict
+        with exactly the fields of the schema. CUDA tensors and ones that carry grad are taken by value; no dtype is
+        converted. Raises `DTypeMismatch`, `SchemaMismatch`, or `TypeError` for anything that holds no tensors.
         """
         if self._is_single:
             if type(rows) is torch.Tensor and rows.dtype is self._dtype:

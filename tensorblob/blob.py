@@ -1,7 +1,7 @@
 """`TensorBlob`: the file-like face of a blob. Wiring and a cursor; rows are stored by `writer` and read by `table`.
 
-Positions (`seek`, `tell`, `[ ]`, `truncate`, `view`) count from the oldest retained row, as in a file; row ids (`first_row`,
-`trim`) are absolute. The cursor is kept as a row id, so that trimmed rows do not move it to others.
+Positions (`seek`, `tell`, `[ ]`, `truncate`, `view`) count from the oldest retained row, as in a file; row ids
+(`first_row`, `trim`) are absolute. The cursor is kept as a row id, so that trimmed rows do not move it to others.
 """
 
 from __future__ import annotations
@@ -61,17 +61,18 @@ class TensorBlob:
         - ``w``  write; a missing blob is created, an existing one loses its rows. ``w+`` may read, too.
         - ``a``  append; the blob must exist. ``a+`` may read, too.
 
-        dtype, shape: of one row, for a blob of plain tensors. schema: fields for a blob of TensorDict rows instead, key to dtype or
-        (dtype, shape), nested dicts and tuple keys welcome. Needed to create a blob; compared with an existing one.
-        block_rows: capacity of a block file in rows, rounded up to whole pages (default: about 128 MiB); `block_size` is
-        its older name. max_cached_blocks: keep at most so many blocks mapped, and copy from them.
-        durability: "process" (a commit survives the process) or "power" (and a power loss). flush_every_s: in "process", make
-        commits durable this often. io: "map", "pread" (nothing is mapped: I/O errors are exceptions), None to choose.
-        max_rows, max_bytes: with each commit drop the oldest rows beyond this; remembered by the blob. metadata: a JSON
-        dict kept with a new blob. timeout_s: how long to wait for another writer.
+        dtype, shape: of one row, for a blob of plain tensors. schema: fields for a blob of TensorDict rows instead,
+        key to dtype or (dtype, shape), nested dicts and tuple keys welcome. Needed to create a blob; compared with an
+        existing one. block_rows: capacity of a block file in rows, rounded up to whole pages (default: about 128
+        MiB); `block_size` is its older name. max_cached_blocks: keep at most so many blocks mapped, and copy from
+        them. durability: "process" (a commit survives the process) or "power" (and a power loss). flush_every_s: in
+        "process", make commits durable this often. io: "map", "pread" (nothing is mapped: I/O errors are exceptions),
+        None to choose. max_rows, max_bytes: with each commit drop the oldest rows beyond this; remembered by the
+        blob. metadata: a JSON dict kept with a new blob. timeout_s: how long to wait for another writer.
 
-        Raises `FileNotFoundError`, `ValueError` (mode, missing dtype or shape), `TypeError`, `SchemaConflict`, `WriterBusy`,
-        `NotABlob`, `UnsupportedFormat`, `Corrupt`, `ReadOnlyStore` or `DiskFull`; the blob is then as it was.
+        Raises `FileNotFoundError`, `ValueError` (mode, missing dtype or shape), `TypeError`, `SchemaConflict`,
+        `WriterBusy`, `NotABlob`, `UnsupportedFormat`, `Corrupt`, `ReadOnlyStore` or `DiskFull`; the blob is then as
+        it was.
         """
         _check_mode(mode)
         path = os.fspath(Path(filename).expanduser().resolve())
@@ -188,7 +189,9 @@ class TensorBlob:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What this handle shows: of a writer everything it wrote, of a reader what was committed at the last refresh."""
+        """What this handle shows: of a writer everything it wrote, of a reader what was committed at the last
+        refresh.
+        """
         return self._table.snapshot if self._writer is None else self._writer.pending
 
     @property
@@ -348,10 +351,11 @@ class TensorBlob:
     def write(self, rows: Any, metadata: dict[str, Any] | None = None) -> int:
         """Write rows at the cursor (modes a and a+: at the end) as one commit; return how many.
 
-        `rows` is a tensor of shape (n, *shape), one row, or flat 1-D; with a schema a dict or TensorDict with every field
-        of shape (n, *field shape), or one row. Rows at the cursor are overwritten, those beyond the end appended. `metadata` is kept
-        with the commit. Raises `DTypeMismatch`, `SchemaMismatch`, `TypeError`, `DiskFull`; then nothing was written. At
-        durability="power" `OutcomeUnknown` says that the commit is visible but may not be durable.
+        `rows` is a tensor of shape (n, *shape), one row, or flat 1-D; with a schema a dict or TensorDict with every
+        field of shape (n, *field shape), or one row. Rows at the cursor are overwritten, those beyond the end
+        appended. `metadata` is kept with the commit. Raises `DTypeMismatch`, `SchemaMismatch`, `TypeError`,
+        `DiskFull`; then nothing was written. At durability="power" `OutcomeUnknown` says that the commit is visible
+        but may not be durable.
         """
         writer = self._writer
         if writer is None or self._closed:
@@ -404,13 +408,15 @@ class TensorBlob:
         """Append all rows of another blob without copying them: its files are linked (or cloned, or copied, where they
         cannot be), and both blobs go on by themselves.
 
-        maintain_order=True keeps the rows in order, and may leave a seam where a block was partial. False keeps memory
-        contiguous: whole quanta are linked, the rows of the two tails are rewritten behind them. The cursor moves to the end.
+        maintain_order=True keeps the rows in order, and may leave a seam where a block was partial. False keeps
+        memory contiguous: whole quanta are linked, the rows of the two tails are rewritten behind them. The cursor
+        moves to the end.
         """
         writer = self._check_writable()
         if not isinstance(other, TensorBlob):
             with TensorBlob.open(other) as opened:
-                return self.extend(opened, maintain_order)
+                self.extend(opened, maintain_order)
+            return
         other._check_open()
         operations.check_same_layout(self._store, other._store)
         if not maintain_order and self.block_rows != other.block_rows:
@@ -435,7 +441,9 @@ class TensorBlob:
             reader.close()
 
     def compact(self) -> None:
-        """Rewrite what is not in full blocks: no seams, no patches, no trimmed rows; the space of the old files is freed."""
+        """Rewrite what is not in full blocks: no seams, no patches, no trimmed rows; the space of the old files is
+        freed.
+        """
         writer = self._check_writable()
         writer.change(operations.compact)
         writer.reclaim(at_least_nbytes=0)
@@ -476,7 +484,9 @@ class TensorBlob:
 
     @classmethod
     def unlink(cls, filename: str | os.PathLike[str]) -> bool:
-        """Remove a blob, and only a blob. Returns True if it is gone; warns and returns False if it could not be removed."""
+        """Remove a blob, and only a blob. Returns True if it is gone; warns and returns False if it could not be
+        removed.
+        """
         path = os.fspath(Path(filename).expanduser().resolve())
         if not os.path.lexists(path):
             return True

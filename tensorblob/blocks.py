@@ -1,8 +1,9 @@
 """The block files of one writer, from creation to removal: which are open, not yet synced, poisoned, or garbage.
 
-A block is created (or adopted from another blob) before any edit names it, and taken back if the edit is not committed. It
-stays open until it is sealed and synced. A file whose sync failed is poisoned: it is never synced again, and its rows have to move.
-Once nothing names a block any more it is dead, and is unlinked when no generation in which it was live is pinned.
+A block is created (or adopted from another blob) before any edit names it, and taken back if the edit is not
+committed. It stays open until it is sealed and synced. A file whose sync failed is poisoned: it is never synced
+again, and its rows have to move. Once nothing names a block any more it is dead, and is unlinked when no generation
+in which it was live is pinned.
 
 This class decides nothing: the writer says when to sync, what is committed, and which generation begins.
 """
@@ -49,7 +50,9 @@ class Blocks:
         """Directories whose names are not synced yet, and the blocks that would be lost with them."""
         self.poisoned: set[str] = set()
         self._births: list[dict[str, int]] = [dict.fromkeys(column.live(), 0) for column in snapshot.columns]
-        """By column: the blocks that may be named, and the generation in which each began to be (0: before this writer)."""
+        """By column: the blocks that may be named, and the generation in which each began to be (0: before this
+        writer).
+        """
         self._dead: list[tuple[int, int, str]] = []
         """Blocks to unlink: (first, last generation in which it was live, path)."""
 
@@ -81,7 +84,9 @@ class Blocks:
         return id
 
     def go_on_in(self, number: int, block: Tail | Patch) -> None:
-        """Open a committed block to grow further, if only this blob has it and it is whole; else it is sealed as it is."""
+        """Open a committed block to grow further, if only this blob has it and it is whole; else it is sealed as it
+        is.
+        """
         field = self._fields[number]
         path = block_path(field, block.id)
         with contextlib.suppress(OSError):
@@ -127,7 +132,9 @@ class Blocks:
         return Dirty(blocks, adopted, list(self._new_names))
 
     def sync(self, dirty: Dirty) -> None:
-        """Make it durable; rows may be written meanwhile. Raises `SyncFailed`, and then poisons the file that failed."""
+        """Make it durable; rows may be written meanwhile. Raises `SyncFailed`, and then poisons the file
+        that failed.
+        """
         for block in dirty.blocks:
             block.is_dirty = False  # before the sync: a row written during it sets it again
             self._sync_or_poison(block.path, {block.id}, block.fd)

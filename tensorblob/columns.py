@@ -1,8 +1,8 @@
 """Reading one column at one snapshot, in three ways that answer alike.
 
-`MappedColumn` copies from one contiguous map (`memory`). `CachedColumn` maps blocks on demand and keeps at most so many, as
-`MemoryMappedTensor`s in an LRU: for more blocks than the kernel maps, and where address space is refused. `PreadColumn` maps
-nothing: for storage whose errors must be exceptions.
+`MappedColumn` copies from one contiguous map (`memory`). `CachedColumn` maps blocks on demand and keeps at most so
+many, as `MemoryMappedTensor`s in an LRU: for more blocks than the kernel maps, and where address space is refused.
+`PreadColumn` maps nothing: for storage whose errors must be exceptions.
 
 Rows are row ids here, and the caller has checked them against the snapshot. Everything but `view` returns copies.
 """
@@ -23,8 +23,8 @@ from tensordict import MemoryMappedTensor
 from tensorblob import files
 from tensorblob.edit import Span
 from tensorblob.errors import Corrupt, SeamError
-from tensorblob.memory import Layout, Mapping, Reservation, carrier_dtype, open_block, tensor_at
 from tensorblob.format import block_path
+from tensorblob.memory import Layout, Mapping, Reservation, carrier_dtype, open_block, tensor_at
 from tensorblob.schema import PAGE_NBYTES, Field
 from tensorblob.snapshot import Column
 
@@ -262,7 +262,9 @@ class BlockCache:
 
 
 def map_block(dir_fd: int, field: Field, block: str, start: int, stop: int) -> torch.Tensor:
-    """Return a tensor, of the carrier dtype, over a private map of the block rows `start` to `stop`, and of nothing more."""
+    """Return a tensor, of the carrier dtype, over a private map of the block rows `start` to `stop`, and of nothing
+    more.
+    """
     offset = start * field.row_nbytes
     phase = offset % PAGE_NBYTES
     nbytes = -(-(phase + (stop - start) * field.row_nbytes) // PAGE_NBYTES) * PAGE_NBYTES
@@ -326,7 +328,8 @@ class PreadColumn(_Piecewise):
                 self._fill(fd, span.block, rows[low:high], int(ids[low]))
         finally:
             os.close(fd)
-        return rows[inverse]
+        found: torch.Tensor = torch.index_select(rows, 0, inverse)
+        return found
 
     def _fill(self, fd: int, block: str, rows: torch.Tensor, start: int) -> None:
         nbytes = len(rows) * self.field.row_nbytes

@@ -1,8 +1,9 @@
 """How blobs begin, multiply and end, each by one rename.
 
-A new blob, and a copy, is built whole in a hidden directory beside its place and then renamed there; so a path leads to a complete
-blob or to none. The builder holds a lock on the hidden directory, and whoever builds next removes those that nobody holds.
-Unlinking goes the other way: the blob is renamed to a hidden name first, then its files are removed.
+A new blob, and a copy, is built whole in a hidden directory beside its place and then renamed there; so a path leads
+to a complete blob or to none. The builder holds a lock on the hidden directory, and whoever builds next removes those
+that nobody holds. Unlinking goes the other way: the blob is renamed to a hidden name first, then its files are
+removed.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ def create(
 def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> None:
     """Make a blob of its own at `path` that holds the rows of `snapshot`, its files linked where that is possible.
 
-    Row ids, history, metadata and retention are those of the source; all its blocks are sealed, so that neither blob writes
-    what the other reads. Raises `FileExistsError` if there is something at `path`.
+    Row ids, history, metadata and retention are those of the source; all its blocks are sealed, so that neither blob
+    writes what the other reads. Raises `FileExistsError` if there is something at `path`.
     """
 
     def fill(dir_fd: int) -> Edit:
-        columns = []
+        columns: list[Column] = []
         for field, column in zip(store.schema, snapshot.columns, strict=True):
             spans = column.between(snapshot.first_row, snapshot.rows)
             named = column.blocks()
@@ -142,7 +143,8 @@ def _remove_abandoned(parent: str, name: str) -> None:
 
 
 def unlink(path: str, dir_fd: int) -> None:
-    """Remove a blob: whole, and only a blob. Raises `NotABlob` if the directory holds anything else; then nothing is removed.
+    """Remove a blob: whole, and only a blob. Raises `NotABlob` if the directory holds anything else; then nothing is
+    removed.
 
     The caller holds `writer.lock` and `dir_fd`. Readers keep what they have mapped.
     """

@@ -1,8 +1,8 @@
 """Edits: what one commit says, as frozen values.
 
-An edit is a tuple of operations that become visible together. `snapshot.Snapshot.apply` folds them, `format` writes them.
-Row numbers are of two kinds, and names say which: a *row* (or row id) counts the rows of a column since the blob began; a
-*block row* counts the rows of one block file. Columns are numbered in schema order.
+An edit is a tuple of operations that become visible together. `snapshot.Snapshot.apply` folds them, `format` writes
+them. Row numbers are of two kinds, and names say which: a *row* (or row id) counts the rows of a column since the
+blob began; a *block row* counts the rows of one block file. Columns are numbered in schema order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 
-class Span(msgspec.Struct, frozen=True, array_like=True):
+class Span(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Rows `start` to `stop` (block rows) of the block `block`."""
 
     block: str
@@ -20,8 +20,10 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     stop: int
 
 
-class Block(msgspec.Struct, frozen=True, array_like=True, tag="block"):
-    """A sealed block of `column`: `rows` rows whose bytes have the checksum `crc32c`. It will never be written again."""
+class Block(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="block"):
+    """A sealed block of `column`: `rows` rows whose bytes have the checksum `crc32c`. It will never be
+    written again.
+    """
 
     column: int
     id: str
@@ -29,10 +31,11 @@ class Block(msgspec.Struct, frozen=True, array_like=True, tag="block"):
     crc32c: int
 
 
-class Tail(msgspec.Struct, frozen=True, array_like=True, tag="tail"):
+class Tail(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="tail"):
     """The block that `column` grows in. Its rows from `start` end the column; the previous tail is sealed by this.
 
-    `rows` are committed, with checksum `crc32c` over all of them (from block row 0); the file may grow to `capacity_rows`.
+    `rows` are committed, with checksum `crc32c` over all of them (from block row 0); the file may grow to
+    `capacity_rows`.
     """
 
     column: int
@@ -43,8 +46,10 @@ class Tail(msgspec.Struct, frozen=True, array_like=True, tag="tail"):
     crc32c: int
 
 
-class Patch(msgspec.Struct, frozen=True, array_like=True, tag="patch"):
-    """The block that overwritten quanta of `column` go to, grown to `rows`. Another id seals the previous patch block."""
+class Patch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="patch"):
+    """The block that overwritten quanta of `column` go to, grown to `rows`. Another id seals the previous patch
+    block.
+    """
 
     column: int
     id: str
@@ -53,17 +58,17 @@ class Patch(msgspec.Struct, frozen=True, array_like=True, tag="patch"):
     crc32c: int
 
 
-class Grow(msgspec.Struct, frozen=True, array_like=True, tag="grow"):
+class Grow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="grow"):
     """The tails grew: for every column `(rows, crc32c)` of its tail from now on, or None where it did not grow."""
 
     tails: tuple[tuple[int, int] | None, ...]
 
 
-class Splice(msgspec.Struct, frozen=True, array_like=True, tag="splice"):
+class Splice(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="splice"):
     """Rows `start` to `stop` of `column` are replaced by the rows of `spans`.
 
-    The column ends earlier or later if the counts differ, which only a splice up to its end may do. A tail whose last row
-    does not end the column any more is sealed. On an empty column, `start` is where it begins.
+    The column ends earlier or later if the counts differ, which only a splice up to its end may do. A tail whose last
+    row does not end the column any more is sealed. On an empty column, `start` is where it begins.
     """
 
     column: int
@@ -72,19 +77,19 @@ class Splice(msgspec.Struct, frozen=True, array_like=True, tag="splice"):
     spans: tuple[Span, ...]
 
 
-class Trim(msgspec.Struct, frozen=True, array_like=True, tag="trim"):
+class Trim(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="trim"):
     """Rows before `first_row` are gone."""
 
     first_row: int
 
 
-class Cut(msgspec.Struct, frozen=True, array_like=True, tag="cut"):
+class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="cut"):
     """A new history begins: rows from `row` on may differ from what they were in the one before."""
 
     row: int
 
 
-class State(msgspec.Struct, frozen=True, array_like=True, tag="state"):
+class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="state"):
     """Opens a checkpoint: the totals that no other operation carries. `cuts` are `(history begun, row of the cut)`."""
 
     history: int
@@ -93,14 +98,14 @@ class State(msgspec.Struct, frozen=True, array_like=True, tag="state"):
     commits: int
 
 
-class Durable(msgspec.Struct, frozen=True, array_like=True, tag="durable"):
+class Durable(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="durable"):
     """Everything this generation says before `offset`, and every byte it names there, is synced: `rows` rows."""
 
     offset: int
     rows: int
 
 
-class Session(msgspec.Struct, frozen=True, array_like=True, tag="session"):
+class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="session"):
     """A writer begins: its producer id, the boot it runs in, the inode it writes this generation to, and who it is."""
 
     producer: str
@@ -111,13 +116,13 @@ class Session(msgspec.Struct, frozen=True, array_like=True, tag="session"):
     host: str
 
 
-class Metadata(msgspec.Struct, frozen=True, array_like=True, tag="metadata"):
+class Metadata(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="metadata"):
     """The blob's user metadata from now on (a JSON object)."""
 
     value: dict[str, Any]
 
 
-class Note(msgspec.Struct, frozen=True, array_like=True, tag="note"):
+class Note(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="note"):
     """User metadata of one commit, which holds rows `start` to `stop`."""
 
     start: int
@@ -125,14 +130,14 @@ class Note(msgspec.Struct, frozen=True, array_like=True, tag="note"):
     value: dict[str, Any]
 
 
-class Retention(msgspec.Struct, frozen=True, array_like=True, tag="retention"):
+class Retention(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="retention"):
     """Each commit trims the blob to at most so many rows or bytes of rows; None is no limit."""
 
     max_rows: int | None
     max_bytes: int | None
 
 
-class Moved(msgspec.Struct, frozen=True, array_like=True, tag="moved"):
+class Moved(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="moved"):
     """The log goes on in `generation`. Only a doorbell: that generation was in place before this was written."""
 
     generation: int

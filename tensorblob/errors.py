@@ -1,8 +1,8 @@
 """What can go wrong, as types: each says what happened, where, and what to do next.
 
-Every error is a `BlobError` and also the builtin that a caller of a file, a mapping or a torch function would expect, so
-that `except OSError` and `except ValueError` written for other libraries keep working. Broken promises of our own are
-`AssertionError`s, never these.
+Every error is a `BlobError` and also the builtin that a caller of a file, a mapping or a torch function would expect,
+so that `except OSError` and `except ValueError` written for other libraries keep working. Broken promises of our own
+are `AssertionError`s, never these.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class DTypeMismatch(BlobError, TypeError):
 
 
 class BlobClosed(BlobError, ValueError, OSError):
-    """The handle was closed (file objects raise `ValueError`, the published tensorblob raised `OSError`: this is both)."""
+    """The handle was closed (file objects raise `ValueError`, the published tensorblob raised `OSError`: this is
+    both).
+    """
 
 
 class NotReadable(BlobError, io.UnsupportedOperation):

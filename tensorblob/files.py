@@ -1,8 +1,9 @@
 """Every durable act on the filesystem, and nothing else: the one seam where a test can pull the plug.
 
-All other modules write, sync, rename, link, unlink and lock through these functions. Paths are relative to a directory
-descriptor that the caller holds, so that a blob stays itself when its path is renamed or replaced, and no symlink below it is
-followed. Errors that a caller can act on become our own (`DiskFull`, `ReadOnlyStore`, `SyncFailed`).
+All other modules write, sync, rename, link, unlink and lock through these functions. Paths are relative to a
+directory descriptor that the caller holds, so that a blob stays itself when its path is renamed or replaced, and no
+symlink below it is followed. Errors that a caller can act on become our own (`DiskFull`, `ReadOnlyStore`,
+`SyncFailed`).
 """
 
 from __future__ import annotations
@@ -181,7 +182,9 @@ def open_for_append(path: str, *, dir_fd: int | None = None) -> int:
 
 
 def write_at(fd: int, data: Buffer, nbytes: int, offset: int) -> None:
-    """Write all `nbytes` of `data` at `offset`; raises `DiskFull` or the `OSError`, with some prefix perhaps written."""
+    """Write all `nbytes` of `data` at `offset`; raises `DiskFull` or the `OSError`, with some prefix
+    perhaps written.
+    """
     try:
         done = os.pwrite(fd, data, offset)
         if done != nbytes:
@@ -240,8 +243,8 @@ def write_new_file(path: str, data: bytes, *, dir_fd: int | None = None) -> None
 def clone_file(source: str, target: str, *, source_dir_fd: int, dir_fd: int) -> str:
     """Make `target` hold what `source` holds, as cheaply as the filesystem can; return "link", "reflink" or "copy".
 
-    A hard link shares the file; where one cannot be made (another filesystem, link limits, no permission), the bytes are
-    shared by reflink or copied by the kernel. A copy is not durable until it is synced.
+    A hard link shares the file; where one cannot be made (another filesystem, link limits, no permission), the bytes
+    are shared by reflink or copied by the kernel. A copy is not durable until it is synced.
     """
     try:
         os.link(source, target, src_dir_fd=source_dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 
 class Flusher:
-    """Calls the bound method `flush` in the background. What it raises as `OSError` shows in its owner, so it is dropped here.
+    """Calls the bound method `flush` in the background. What it raises as `OSError` shows in its owner, so it is
+    dropped here.
 
     The thread starts when first needed, and ends when its owner is gone or `stop` is called.
     """

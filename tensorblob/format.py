@@ -1,74 +1,121 @@
-"""The format on disk, version 1: bytes to values and back. No I/O happens here.
+r"""The format on disk, version 1: bytes to values and back. No I/O happens here.
 
 A blob is a directory:
 
-    schema.json              immutable
-    manifest.000001          append-only log of edits; the highest number is the current generation
-    writer.lock              locked (flock) for as long as a writer lives; its text only names that writer
-    commit.lock              reserved for writers that share the blob
-    blocks/<column>/<id>     rows, little-endian, no header; <column> is the dotted field name, "data" for the unnamed field
-    producers/<producer>     one per live writer, locked by it; its blocks are <producer>-<n>, and no <n> is used twice
-    cursors/<name>.json      reserved for durable consumer positions
+    schema.json              immutable: what the blob holds
+    manifest.000001          append-only log of edits; the highest number is current
+    writer.lock              flock'ed for as long as a writer lives; its text names that writer, for error messages only
+    commit.lock              reserved for writers that share a blob
+    blocks/<column>/<id>     rows of one column; <column> is the dotted field name, "data" for the unnamed field
+    producers/<producer>     one file per live writer, flock'ed by it
+    cursors/                 reserved for durable consumer positions
 
-Names that begin with a dot are unfinished (written aside, to be renamed) and mean nothing to a reader.
+A name that begins with a dot is unfinished work, to be renamed, and means nothing to a reader. Block ids are
+<producer>-<n>, letters and digits on both sides of the dash, and are never used twice. All integers are decimal JSON
+numbers; "checksum" is always CRC-32C (Castagnoli). Columns are numbered from 0 in the order of the schema's fields.
 
 schema.json
-    One JSON object, UTF-8, in exactly the bytes that `encode_store` writes: members in the order format ("tensorblob"),
-    version (1), features (names a reader must know; none yet), uuid (32 hex digits), fields (name, dtype, shape,
-    block_rows), crc32c (8 hex digits: CRC-32C of the object with that member empty), no spaces, and a final newline. It is
-    valid if and only if re-encoding what was decoded gives the same bytes.
+-----------
+One JSON object and a newline. Members, in this order: format ("tensorblob"), version (1), features (list of names that a
+reader must know; none are defined), uuid (32 hex digits, of this blob alone: a copy gets another), fields (list of
+objects with name, dtype, shape, block_rows, in this order), crc32c (8 lower-case hex digits). No white space. The
+checksum is that of the object written with crc32c as the empty string, without the newline. The file is valid if and only
+if encoding what was decoded gives the same bytes. Another version, or an unknown feature, must be refused.
 
-manifest.<generation>, at least six decimal digits
-    A sequence of records, each one line:
+A field is named by its TensorDict key, nested keys joined by dots; "" is the one field of a blob of plain tensors. dtype
+is a torch dtype's name, shape that of one row; row_nbytes is the itemsize times the product of shape, and never 0.
+block_rows is the capacity that writers give new blocks; a reader does not need it.
 
-        <8 lower-case hex digits> <JSON array>\n
+blocks
+------
+Row i of a block lies at byte i * row_nbytes, little-endian, C order, no header, no padding: `numpy.memmap` opens it. The
+checksum of a block of n rows is that of its first n * row_nbytes bytes. What follows them is undefined: rows that are
+being written, or were never committed. Committed bytes never change, and files are never shortened.
 
-    The digits are the CRC-32C of: the 16 bytes of the uuid, the generation and the file offset of the record's first
-    byte (two little-endian unsigned 64-bit integers), then the JSON text. A record is valid if and only if it has this
-    form, its checksum agrees, and every operation in the array is one of those below. So a record that is torn, or was
-    copied from another place, generation or blob, is not valid, and neither are zeros. A valid checksum over an unknown
-    operation is a newer format, and is refused.
+manifest.<generation>
+---------------------
+The generation is written with at least six digits, counts from 1, and is never reused. The file is a sequence of
+records, each one line:
 
-    The array is an edit: operations, each an array whose first item is its name, that become visible together.
-    `snapshot.Snapshot.apply` defines what each does; their fields, in order, are those of the classes in `edit`:
+    <checksum: 8 lower-case hex digits> <space> <edit: a JSON array> <newline>
 
-        ["state", history, cuts, first_row, commits]   opens a checkpoint, and only that
-        ["block", column, id, rows, crc32c]            a sealed block
-        ["tail", column, id, capacity, start, rows, crc32c]    the block a column grows in, and its rows that end the column
-        ["patch", column, id, capacity, rows, crc32c]  the block that overwritten rows go to
-        ["grow", [[rows, crc32c] or null, ...]]        for each column, the tail's new length
-        ["splice", column, start, stop, [[id, start, stop], ...]]   rows start..stop become these spans
-        ["trim", first_row]                            rows before first_row are gone
-        ["cut", row]                                   a new history: rows from row on are not what they were
-        ["note", start, stop, object]                  user metadata of the commit that holds these rows
-        ["metadata", object]                           user metadata of the blob
-        ["retention", max_rows, max_bytes]             each commit trims to this (null: no limit)
-        ["session", producer, boot_id, device, inode, pid, host]    a writer begins
-        ["durable", offset, rows]                      all before offset in this generation is synced: rows rows
-        ["moved", generation]                          the log goes on there; only a hint
+The checksum is over: the 16 bytes of the uuid; the generation, and the file offset of the record's first byte, as
+little-endian unsigned 64-bit integers; the JSON text. A record is valid if and only if it has this form and its checksum
+agrees. So one that is torn, or was moved or copied from another place, generation or blob, is not valid, and neither are
+zeros. A valid record with an operation that is not listed here is of a newer format, and the blob must be refused.
 
-    The first record of a generation is a checkpoint: applied to nothing, it gives the whole state. Everything from the first
-    record that is not valid to the end of the file is a torn tail: it was never committed, or a power loss took it. If
-    a valid durable mark beyond it claims those bytes, or they were written in one boot and valid records follow them, the
-    manifest is corrupt instead.
+An edit is a list of operations, applied in order, that become visible together. The state they change is: for each column
+an ordered list of spans (block id, start, stop: rows of that block), numbered through by row ids from the column's origin
+on; its tail block and its patch block, if any; and for the blob first_row, history, cuts, commits, metadata, notes,
+retention. An operation is an array, its name first:
 
-    A reader folds the highest generation, then each record as it appears; when it has read "moved", or now and then, it
-    looks whether generation + 1 exists and starts over there. It pins what it reads by a shared flock on the manifest it has
-    open; a block is unlinked only when no unpinned generation names it.
+    ["state", history, [[history, row], ...], first_row, commits]
+        Begins a checkpoint, and stands nowhere else: sets these totals.
+    ["block", column, id, rows, checksum]
+        Names a sealed block: it will never be written again.
+    ["tail", column, id, capacity, start, rows, checksum]
+        The column grows in this block from now on; the previous tail, if any, is sealed. It has `rows` rows, of which those
+        from `start` on are appended to the column. The file may grow to `capacity` rows.
+    ["grow", [[rows, checksum] or null, ...]]
+        One item per column: its tail has `rows` rows now, and the new ones are appended to the column.
+    ["patch", column, id, capacity, rows, checksum]
+        The block that overwritten rows go to, with its length; another id seals the previous patch block.
+    ["splice", column, start, stop, [[id, start, stop], ...]]
+        The rows start..stop of the column are replaced by these spans. The counts are equal unless stop is the column's end.
+        If the last span does not end at the tail's last row then, the tail is sealed. On an empty column, start becomes its
+        origin.
+    ["trim", first_row]
+        Rows before first_row are gone. Spans before it are dropped from the list.
+    ["cut", row]
+        A new history: rows from `row` on are not what they were in the histories before. Notes that reach beyond go.
+    ["note", start, stop, object]       user metadata of the commit that brought these rows
+    ["metadata", object]                user metadata of the blob, replaced
+    ["retention", max_rows, max_bytes]  what each commit trims to; null is no limit
+    ["session", producer, boot_id, device, inode, pid, host]
+        A writer begins: where it runs, and the device and inode of the manifest it appends to.
+    ["durable", offset, rows]
+        Everything in this file before `offset`, and every block byte named there, is synced: `rows` is the row count there.
+    ["moved", generation]
+        The log goes on in that generation, which was in place before this was written. Only a doorbell.
 
-rows and blocks
-    Block row i lies at byte i * row_nbytes. A block's checksum is the CRC-32C of its bytes from 0 to rows * row_nbytes,
-    what lies beyond is undefined. Row r of a column is in the span whose rows hold it, counted from where the first splice of
-    the checkpoint begins. Where a span starts and the one before it stops at multiples of the page size, the two are
-    contiguous in a reader's memory.
+After each edit all columns end at the same row: the blob's rows are first_row to there. An edit counts as a commit if it
+holds grow, tail, splice, trim, cut, note or metadata, and no state.
 
-After a power loss (the session names another boot, device or inode than the reader finds) edits after the last durable
-mark count only as far as the bytes they name have the checksums they give: the longest intact prefix is the blob. The next
-writer begins a new history there.
+The first record of a generation is a checkpoint: applied to nothing, it gives the whole state. It names no bytes that were
+not synced before it got its name, so it is as good as a durable mark.
+
+Reading
+-------
+Open the highest generation g; take a shared flock on it without waiting; if that fails, or the file has no link any more,
+or g + 1 exists, start over. Apply its valid records from the start. While the lock is held no block that g names, at any of
+its records, is unlinked. To follow, apply records as they appear; to notice that g was superseded, look for g + 1.
+Generations are removed oldest first, so g + 1 exists as long as g does, if it ever did.
+
+Everything from the first record that is not valid on is a torn tail, and does not count. It is damage instead (the blob is
+corrupt) if the session's boot_id, device and inode are those that the reader finds and either a valid record follows, or the
+bad record is a whole line, or it is one but for its newline: within one boot a killed writer leaves only the beginning of a
+line. If they are not (power was lost, or files were copied), it is damage if a durable mark with a greater offset follows.
+
+In that second case edits after the last durable mark count only while the bytes that they name have the checksums that they
+give: the first edit that fails this ends the blob, for the reader in memory, for the next writer by a new generation and, as
+rows may have been lost, a new history.
+
+A column's rows are contiguous in a reader's memory wherever a span stops, and the next one starts, at a multiple of the page
+size; elsewhere there is a seam. Writers leave seams only where blocks of another blob were taken over.
+
+Writing
+-------
+The one writer holds an exclusive flock on writer.lock, and a file in producers/ that it locked before it got its name. It
+writes rows only beyond the committed length of a tail or patch block that was written in this boot, to which nothing was
+cut, and that has one link; else it begins a new block. It appends an edit only once its rows are in the block files, and
+begins a generation by syncing everything that the checkpoint will name, writing and syncing the file under a hidden name,
+renaming it, and syncing the directory; after that it may unlink blocks that are named by no manifest that is pinned. A block
+whose producer is not live and that no manifest names is garbage.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -87,6 +134,7 @@ _encoder = msgspec.json.Encoder()
 _encode_edit = _encoder.encode
 _decode_edit = msgspec.json.Decoder(tuple[Op, ...]).decode
 _pack_offset = struct.Struct("<Q").pack
+_RECORD_START = re.compile(rb"(?=[0-9a-f]{8} \[)")
 crc32c = google_crc32c.extend
 """`crc32c(crc, data)` extends a running CRC-32C by `data`: `bytes` or a contiguous ndarray (read without a copy)."""
 
@@ -124,8 +172,8 @@ def encode_store(store: Store) -> bytes:
 def decode_store(data: bytes, path: str) -> Store:
     """Return what the bytes of a schema.json say.
 
-    Raises `NotABlob` if they are of something else, `UnsupportedFormat` for another version or unknown features, `Corrupt` if
-    they were damaged.
+    Raises `NotABlob` if they are of something else, `UnsupportedFormat` for another version or unknown features,
+    `Corrupt` if they were damaged.
     """
     try:
         header = msgspec.json.decode(data, type=_Header)
@@ -205,16 +253,18 @@ def decode_log(data: bytes, seed: int, offset: int, path: str = "") -> Iterator[
 
 
 def find_later_records(data: bytes, seed: int, offset: int) -> Iterator[Record]:
-    """Yield valid records that follow the invalid one at the start of `data`, wherever a line begins."""
-    position = data.find(b"\n") + 1
-    while 0 < position < len(data):
+    """Yield valid records that follow the invalid one at the start of `data`, wherever one may begin.
+
+    A hole can end in the middle of a line, and damage can hide a newline, so every place that looks like a record is tried.
+    """
+    for found in _RECORD_START.finditer(data, 1):
+        position = found.start()
         newline = data.find(b"\n", position)
         if newline < 0:
             return
         edit = decode_record(data[position:newline], seed, offset + position)
-        position = newline + 1
         if edit is not None:
-            yield Record(edit, offset + position)
+            yield Record(edit, offset + newline + 1)
 
 
 def manifest_name(generation: int) -> str:
@@ -239,7 +289,9 @@ def encode_note(value: dict[str, Any]) -> bytes:
 
 
 def block_path(field: Field, block: str) -> str:
-    """Return where a block of `field` lies, relative to the blob; raises `ValueError` for an id that is no plain name."""
+    """Return where a block of `field` lies, relative to the blob; raises `ValueError` for an id that is no plain
+    name.
+    """
     producer, dash, number = block.partition("-")
     if not (dash and producer.isascii() and producer.isalnum() and number.isascii() and number.isdigit()):
         raise ValueError(f"Not a block id: {block!r}")

@@ -1,12 +1,13 @@
 """Placing rows of one column: blocks that grow, ahead of what is committed.
 
-A `Growth` knows where the next row of its column goes. It writes rows past the committed end of the tail block, opens the next
-block when one is full, and returns the operations that would commit what it placed; until the writer appends them to the
-manifest nobody sees them, and `reset` forgets them. Overwritten quanta go to a second block that grows the same way (`patch`).
+A `Growth` knows where the next row of its column goes. It writes rows past the committed end of the tail block, opens
+the next block when one is full, and returns the operations that would commit what it placed; until the writer appends
+them to the manifest nobody sees them, and `reset` forgets them. Overwritten quanta go to a second block that grows
+the same way (`patch`).
 
-Invariants: bytes below a committed length are never written again; a block file holds exactly the rows given to it, and its
-checksum is extended by each before it is written (in pieces that are still in cache); a piece never crosses a 2 MiB boundary
-of its file, so that the page cache can hold it in huge pages.
+Invariants: bytes below a committed length are never written again; a block file holds exactly the rows given to it,
+and its checksum is extended by each before it is written (in pieces that are still in cache); a piece never crosses a
+2 MiB boundary of its file, so that the page cache can hold it in huge pages.
 """
 
 from __future__ import annotations
@@ -155,7 +156,9 @@ class Growth:
         return ops
 
     def _continue(self, column: Column) -> tuple[Array | None, list[Op]]:
-        """To append after a sealed partial block: its rows beyond whole quanta go to the new block, or a seam would be left."""
+        """To append after a sealed partial block: its rows beyond whole quanta go to the new block, or a seam would
+        be left.
+        """
         items = column.placed_at(column.stop)
         if not items:
             return None, []
@@ -170,7 +173,9 @@ class Growth:
     # -- overwriting ----------------------------------------------------------------------------------------------
 
     def overwrite(self, start: int, rows: Array, column: Column) -> list[Op]:
-        """Place new versions of the quanta that hold rows `start`… of `column`; return the operations that commit them."""
+        """Place new versions of the quanta that hold rows `start`… of `column`; return the operations that commit
+        them.
+        """
         ops: list[Op] = []
         stop = start + len(rows)
         for low, high in self._quanta(start, stop, column):
@@ -231,7 +236,9 @@ class Growth:
     # -- reading back ---------------------------------------------------------------------------------------------
 
     def read(self, spans: Sequence[Span], dir_fd: int | None = None) -> Array:
-        """The rows of committed or placed spans, read by pread (of the same column of another blob, if `dir_fd` is given)."""
+        """The rows of committed or placed spans, read by pread (of the same column of another blob, if `dir_fd` is
+        given).
+        """
         count = sum(span.stop - span.start for span in spans)
         rows = np.empty((count, *self.field.shape), self._dtype)
         if not count:

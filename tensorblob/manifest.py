@@ -1,11 +1,12 @@
 """The manifest: the append-only log of edits, from its two ends.
 
-`Log` is a reader's end: it holds the current generation open, pinned by a shared flock, and folds what is appended. `Manifest`
-is the writer's end: `append` is the one commit point of every change. Generations follow each other by rename: a new one is
-written aside and synced before it gets its name, so the highest number is always whole.
+`Log` is a reader's end: it holds the current generation open, pinned by a shared flock, and folds what is appended.
+`Manifest` is the writer's end: `append` is the one commit point of every change. Generations follow each other by
+rename: a new one is written aside and synced before it gets its name, so the highest number is always whole.
 
-Invariants: only the holder of `writer.lock` has a `Manifest`; a generation is removed only by who got it locked exclusively
-while the next one was in place, oldest first (so g + 1 exists for as long as g does); a `Log` lets its pin go only by closing.
+Invariants: only the holder of `writer.lock` has a `Manifest`; a generation is removed only by who got it locked
+exclusively while the next one was in place, oldest first (so g + 1 exists for as long as g does); a `Log` lets its
+pin go only by closing.
 """
 
 from __future__ import annotations
@@ -72,22 +73,30 @@ class Log:
         return files.exists(manifest_name(generation + 1), dir_fd=self._dir_fd)
 
     def poll(self) -> bool:
-        """Fold what was committed since; return whether the snapshot moved. One `fstat` and one `stat` if nothing was."""
+        """Fold what was committed since; return whether the snapshot moved. One `fstat` and one `stat` if nothing was.
+
+        Raises `Corrupt` at a whole line that is no valid record, unless the log has moved on.
+        """
         before = self.snapshot
-        self._read_on()
+        is_damaged = self._read_on()
         if self._is_superseded(self.generation):
             self._open_newest()
+        elif is_damaged:
+            path = files.path_of(self._dir_fd, manifest_name(self.generation))
+            raise Corrupt("The manifest is damaged", path=path, offset=self.offset)
         return self.snapshot is not before
 
-    def _read_on(self) -> None:
+    def _read_on(self) -> bool:
+        """Fold the valid records that follow; return whether something follows them that cannot be half a record."""
         size = files.size_of(self.fd)
         if size <= self.offset or self._is_over:
-            return
+            return False
         data = files.read_at(self.fd, size - self.offset, self.offset)
-        name = files.path_of(self._dir_fd, manifest_name(self.generation))
+        start, name = self.offset, manifest_name(self.generation)
         for record in decode_log(data, self._seed, self.offset, name):
             self.snapshot = apply(self.snapshot, record.edit, name, self.offset)
             self.offset = record.stop
+        return b"\n" in data[self.offset - start :]
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -121,9 +130,9 @@ class Manifest:
     def create(cls, dir_fd: int, store: Store, generation: int, checkpoint: Edit, producer: str) -> Manifest:
         """Begin a generation with `checkpoint` and a session; it is current, and durable, when this returns.
 
-        Everything that the checkpoint names is durable already: starting a generation is a flush. What fails before the
-        rename leaves the old generation current. If the directory's sync fails after it, `SyncFailed` is raised and the new
-        generation is current all the same (`generations` tells).
+        Everything that the checkpoint names is durable already: starting a generation is a flush. What fails before
+        the rename leaves the old generation current. If the directory's sync fails after it, `SyncFailed` is raised
+        and the new generation is current all the same (`generations` tells).
         """
         name = manifest_name(generation)
         assert not files.exists(name, dir_fd=dir_fd), "generation numbers are never reused"
@@ -144,8 +153,8 @@ class Manifest:
     def append(self, edit: Edit) -> None:
         """Commit `edit`: it is visible when this returns.
 
-        If it raises, the edit is absent and `offset` is where it was; only an interrupt (`KeyboardInterrupt`) can raise after
-        the edit became visible, and then `offset` has moved.
+        If it raises, the edit is absent and `offset` is where it was; only an interrupt (`KeyboardInterrupt`) can
+        raise after the edit became visible, and then `offset` has moved.
         """
         assert not self.is_broken, "a broken generation is not appended to"
         line = encode_record(edit, self._seed, self.offset)
@@ -191,7 +200,8 @@ def session(fd: int, producer: str) -> Session:
 def remove_superseded(dir_fd: int, current: int) -> list[int]:
     """Remove the generations before `current` that nobody pins; return the pinned ones.
 
-    They go oldest first, up to the first pinned one: so whoever holds generation g open finds g + 1 if there ever was one.
+    They go oldest first, up to the first pinned one: so whoever holds generation g open finds g + 1 if there ever was
+    one.
     """
     pinned: list[int] = []
     for generation in generations(dir_fd):

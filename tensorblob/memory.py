@@ -1,16 +1,17 @@
 """One tensor over many files: the rows of a column at one range of addresses.
 
-For each column a reader reserves a large range of address space and maps every span at its place in it. Spans begin and end
-on whole pages except at a seam, so committed rows are one contiguous `torch.Tensor` however many files hold them. A `Layout` says
-where the spans of a column lie; blocks are mapped on first use.
+For each column a reader reserves a large range of address space and maps every span at its place in it. Spans begin
+and end on whole pages except at a seam, so committed rows are one contiguous `torch.Tensor` however many files hold
+them. A `Layout` says where the spans of a column lie; blocks are mapped on first use.
 
-There are two layouts over the same files. What we copy from is a read-only shared map that never leaves us. What `view` hands
-out is a private (copy-on-write) map: a stray in-place op can neither crash nor reach the disk nor change what others read.
+There are two layouts over the same files. What we copy from is a read-only shared map that never leaves us. What
+`view` hands out is a private (copy-on-write) map: a stray in-place op can neither crash nor reach the disk nor change
+what others read.
 
-Invariants: an address range that someone may read keeps meaning the same rows (a layout whose spans moved reserves a new
-range); a file is mapped only after its size was checked, and only committed rows are touched, so no access can fault; a range
-is unmapped when the last tensor over it and the last layout that holds it are gone. The reservation is aligned to 2 MiB, and blocks
-are whole 2 MiB where they can be, so that the kernel maps the page cache by huge pages.
+Invariants: an address range that someone may read keeps meaning the same rows (a layout whose spans moved reserves a
+new range); a file is mapped only after its size was checked, and only committed rows are touched, so no access can
+fault; a range is unmapped when the last tensor over it and the last layout that holds it are gone. The reservation is
+aligned to 2 MiB, and blocks are whole 2 MiB where they can be, so that the kernel maps the page cache by huge pages.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import os
 import sys
 import threading
 from bisect import bisect_right
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,7 +121,7 @@ class Mapping:
 
     def __init__(self, reservation: Reservation, offset: int, nbytes: int, fd: int, at: int, *, private: bool) -> None:
         assert offset % PAGE_NBYTES == 0 == at % PAGE_NBYTES, "maps are of whole pages"
-        assert 0 <= offset and offset + nbytes <= reservation.nbytes, "maps lie within their reservation"
+        assert offset >= 0 and offset + nbytes <= reservation.nbytes, "maps lie within their reservation"
         self.reservation = reservation
         self.nbytes = nbytes
         address = reservation.address + offset
@@ -151,13 +153,17 @@ _TYPESTR = {dtype: torch.empty(0, dtype=dtype).numpy().dtype.str for dtype in _P
 
 
 def tensor_at(address: int, rows: int, field: Field, keep: object) -> torch.Tensor:
-    """Return a tensor of shape (rows, *field.shape), of the field's carrier dtype, over memory that stays as `keep` does."""
+    """Return a tensor of shape (rows, *field.shape), of the field's carrier dtype, over memory that stays as `keep`
+    does.
+    """
     carrier = carrier_dtype(field.torch_dtype)
     return torch.from_numpy(np.asarray(_Memory(address, (rows, *field.shape), carrier, keep)))
 
 
 def open_block(dir_fd: int, field: Field, block: str, rows: int) -> int:
-    """Open a block that must hold `rows` rows; a missing or short one is `Corrupt`, and is neither created nor grown."""
+    """Open a block that must hold `rows` rows; a missing or short one is `Corrupt`, and is neither created
+    nor grown.
+    """
     try:
         path = block_path(field, block)
     except ValueError as error:
@@ -194,8 +200,8 @@ class Cell:
 class Layout:
     """Where the rows of one column lie in one reservation.
 
-    `rows[i]` is the first row of `cells[i]`. `run_rows[i]` is the first row of the i-th run, of which `tables[i]` is one tensor
-    from that row to beyond the last (only committed rows of it may be touched, after `ensure`).
+    `rows[i]` is the first row of `cells[i]`. `run_rows[i]` is the first row of the i-th run, of which `tables[i]` is
+    one tensor from that row to beyond the last (only committed rows of it may be touched, after `ensure`).
     """
 
     def __init__(
@@ -278,18 +284,20 @@ class Layout:
     def follow(self, before: Column, after: Column) -> Layout:
         """Return a layout for `after`, given that this one is for `before`.
 
-        The same one if rows were only appended, one that shares its maps if rows were trimmed too, else a new one in a new
-        range, so that addresses already handed out keep meaning the rows of `before`.
+        The same one if rows were only appended, one that shares its maps if rows were trimmed too, else a new one in
+        a new range, so that addresses already handed out keep meaning the rows of `before`.
         """
-        if after.spans is before.spans and after.tail is not None and before.tail is not None:
-            if after.tail.id == before.tail.id and after.tail.start == before.tail.start and self.cells:
-                if before.tail.rows > before.tail.start:
-                    self._forget_scribbles(before)
-                    self.cells[-1].placed = after.placed_at(after.tail_row)[0]
-                    return self
+        tail, older = after.tail, before.tail
+        if after.spans is before.spans and tail is not None and older is not None and self.cells:
+            if (tail.id, tail.start) == (older.id, older.start) and older.rows > older.start:
+                self._forget_scribbles(before)
+                self.cells[-1].placed = after.placed_at(after.tail_row)[0]
+                return self
         if self.cells and (appended := self._appended(before, after)) is not None:
             layout = self
-            if after.spans and after.spans[0].row > self.rows[0] or not after.spans and after.tail_row > self.rows[0]:
+            if (after.spans and after.spans[0].row > self.rows[0]) or (
+                not after.spans and after.tail_row > self.rows[0]
+            ):
                 layout = Layout(self.field, self._dir_fd, after, private=self._private, share=self)
             try:
                 with layout._lock:
@@ -340,10 +348,11 @@ class Layout:
     def ensure_rows(self, rows: torch.Tensor) -> None:
         """Map the blocks that hold the given row ids (int64, all committed)."""
         if not self.unmapped or not rows.numel():
-            return
+            return None
         if len(self.cells) <= 4:
             low, high = rows.aminmax()
-            return self.ensure(int(low), int(high) + 1)
+            self.ensure(int(low), int(high) + 1)
+            return
         for index in np.unique(np.searchsorted(self.rows, rows.numpy(), side="right") - 1).tolist():
             if self.cells[index].mapping is None:
                 self._map(index)
@@ -377,7 +386,8 @@ class Layout:
 
     def address(self, row: int) -> int:
         run = bisect_right(self.run_rows, row) - 1
-        return self.reservation.address + self._run_offsets[run] + (row - self.run_rows[run]) * self.field.row_nbytes
+        base: int = self.reservation.address
+        return base + self._run_offsets[run] + (row - self.run_rows[run]) * self.field.row_nbytes
 
     def _forget_scribbles(self, before: Column) -> None:
         """Let the page that held the old end follow its file again: the user may have changed a private copy of it."""
@@ -387,7 +397,9 @@ class Layout:
                 _madvise(end // PAGE_NBYTES * PAGE_NBYTES, PAGE_NBYTES, _MADV_DONTNEED)
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Fault the pages of rows `start` to `stop` in, in as few kernel calls as there are runs; a hint, never an error."""
+        """Fault the pages of rows `start` to `stop` in, in as few kernel calls as there are runs; a hint, never an
+        error.
+        """
         self.ensure(start, stop)
         for low, high in self.runs(start, stop):
             address = self.address(low) // PAGE_NBYTES * PAGE_NBYTES
@@ -399,7 +411,7 @@ class Layout:
         """Rows `start` to `stop` as ranges of row ids that are each contiguous in memory."""
         first = max(bisect_right(self.run_rows, start) - 1, 0)
         bounds = [start, *(row for row in self.run_rows[first + 1 :] if row < stop), stop]
-        return [(low, high) for low, high in zip(bounds, bounds[1:], strict=False) if low < high]
+        return [(low, high) for low, high in pairwise(bounds) if low < high]
 
     def rows_between(self, start: int, stop: int) -> torch.Tensor:
         """A tensor over rows `start` to `stop` of one run, for copying from."""

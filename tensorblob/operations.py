@@ -1,13 +1,15 @@
 """The changes other than append, each as one edit over staged blocks.
 
-Every function here has the form that `Writer.change` runs: it places rows in new blocks and returns the operations that commit
-them. Nothing is visible before the writer appends those, and committed bytes are never touched: change is new blocks plus an edit.
+Every function here has the form that `Writer.change` runs: it places rows in new blocks and returns the operations
+that commit them. Nothing is visible before the writer appends those, and committed bytes are never touched: change is
+new blocks plus an edit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +74,9 @@ def check_same_layout(store: Store, other: Store) -> None:
 
 
 def adopt(writer: Writer, snapshot: Snapshot, source: Source) -> list[Op]:
-    """Append the source's rows in order, without copying them: spans over linked files (a partial block leaves a seam)."""
+    """Append the source's rows in order, without copying them: spans over linked files (a partial block leaves a
+    seam).
+    """
     if not len(source.snapshot):
         return []
     adopted = _Adoption(writer, source)
@@ -84,7 +88,8 @@ def adopt(writer: Writer, snapshot: Snapshot, source: Source) -> list[Op]:
 
 
 def adopt_full(writer: Writer, snapshot: Snapshot, growths: Sequence[Growth], source: Source) -> list[Op]:
-    """Append the source's rows so that memory stays contiguous: whole quanta are linked, the two tails rewritten after them.
+    """Append the source's rows so that memory stays contiguous: whole quanta are linked, the two tails rewritten
+    after them.
 
     Our rows beyond whole quanta move behind the adopted ones, so a new history begins at the first of them.
     """
@@ -140,7 +145,9 @@ class _Adoption:
 
 
 def _aligned_before(row: int, snapshot: Snapshot, columns: Sequence[Column], quanta: Sequence[int]) -> int:
-    """The last row at or before `row` (the end) where every column is at a whole quantum of its last span, or `row` if none."""
+    """The last row at or before `row` (the end) where every column is at a whole quantum of its last span, or `row`
+    if none.
+    """
     lasts = [items[-1] for column in columns if (items := column.placed_at(column.stop))]
     if not lasts:
         return row
@@ -167,7 +174,7 @@ def _split(
     rest: list[tuple[int, int]] = []
     common = math.lcm(*quanta)
     ordered = sorted(bounds)
-    for low, high in zip(ordered, ordered[1:], strict=False):
+    for low, high in pairwise(ordered):
         starts = [column.between(low, low + 1)[0].start for column in columns]
         is_aligned = all(start % quantum == 0 for start, quantum in zip(starts, quanta, strict=True))
         middle = low + (high - low) // common * common if is_aligned else low
@@ -182,7 +189,9 @@ def _split(
 
 
 def compact(snapshot: Snapshot, growths: Sequence[Growth]) -> list[Op]:
-    """Rewrite each column from its first imperfect span on into full blocks: no seams, patches or trimmed rows are left."""
+    """Rewrite each column from its first imperfect span on into full blocks: no seams, patches or trimmed rows are
+    left.
+    """
     ops: list[Op] = []
     for growth, column in zip(growths, snapshot.columns, strict=True):
         row = _imperfect_from(growth, column, snapshot.first_row)

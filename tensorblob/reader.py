@@ -1,8 +1,8 @@
 """A reader: follows the manifest of one blob, at its own pace, and never writes.
 
-It holds the directory open (so a renamed blob stays readable), its generation pinned, and a `Table`. `refresh` is the only
-thing that moves it. Views and handles travel to other processes by reference: what blob, which history, which rows; the
-process that gets them maps the files again.
+It holds the directory open (so a renamed blob stays readable), its generation pinned, and a `Table`. `refresh` is the
+only thing that moves it. Views and handles travel to other processes by reference: what blob, which history, which
+rows; the process that gets them maps the files again.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ class RowsReference(NamedTuple):
 class View(torch.Tensor):
     """What `view` hands out: a tensor over mapped rows that pickles by reference.
 
-    Operations on it give plain tensors. `pickle` and `multiprocessing` send a few hundred bytes, and map the rows again where
-    they arrive (in-place changes stay behind); `copy.deepcopy`, `clone` and `torch.save` copy exactly its rows.
+    Operations on it give plain tensors. `pickle` and `multiprocessing` send a few hundred bytes, and map the rows
+    again where they arrive (in-place changes stay behind); `copy.deepcopy`, `clone` and `torch.save` copy exactly its
+    rows.
     """
 
     _reference: RowsReference
     _field: int
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if protocol == 2:  # torch.save writes protocol 2, and means the rows
@@ -72,7 +73,9 @@ def read_store(dir_fd: int, path: str) -> Store:
 
 
 def open_store(path: str) -> tuple[int, Store]:
-    """Open a blob's directory; return its descriptor and what it is. `FileNotFoundError` or `NotABlob` if it is none."""
+    """Open a blob's directory; return its descriptor and what it is. `FileNotFoundError` or `NotABlob` if
+    it is none.
+    """
     try:
         dir_fd = files.open_directory(path)
     except FileNotFoundError:
@@ -133,8 +136,9 @@ def wrap_views(path: str, store: Store) -> Any:
 class Reader:
     """A blob as a reader sees it: `snapshot` until the next `refresh`. Any number of threads may use it.
 
-    path: the blob's directory. io: "map", "pread" or None to choose. max_cached_blocks: bound the mappings (see `columns`).
-    Raises `FileNotFoundError`, `NotABlob`, `UnsupportedFormat` or `Corrupt`. Nothing is created, grown or locked for writing.
+    path: the blob's directory. io: "map", "pread" or None to choose. max_cached_blocks: bound the mappings (see
+    `columns`). Raises `FileNotFoundError`, `NotABlob`, `UnsupportedFormat` or `Corrupt`. Nothing is created, grown or
+    locked for writing.
     """
 
     def __init__(self, path: str, *, io: str | None = None, max_cached_blocks: int | None = None) -> None:

@@ -1,9 +1,9 @@
 """Replay: one manifest generation to the snapshot that it proves.
 
-Within one boot the kernel keeps what was written, so every valid record counts, and a bad one before the end is damage.
-After a power loss only what a durable mark claims is certain; each later edit counts as far as the bytes that it names still
-have the checksums that it gives, and the first that fails ends the blob (`is_cut`). Nothing here writes: a reader serves that
-prefix, the next writer makes it a new history.
+Within one boot the kernel keeps what was written, so every valid record counts, and a bad one before the end is
+damage. After a power loss only what a durable mark claims is certain; each later edit counts as far as the bytes that
+it names still have the checksums that it gives, and the first that fails ends the blob (`is_cut`). Nothing here
+writes: a reader serves that prefix, the next writer makes it a new history.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ VERIFY_NBYTES = 4 << 20
 class Replay(NamedTuple):
     """What a generation says: `stop` is the file offset after the last record that counts, `edits` how many do.
 
-    `is_torn`: bytes follow that do not count. `is_same_boot`: its writer's boot and inode are still ours. `is_cut`: valid
-    records were dropped, because the bytes that they name are gone. `is_flushed`: all of it was marked durable.
+    `is_torn`: bytes follow that do not count. `is_same_boot`: its writer's boot and inode are still ours. `is_cut`:
+    valid records were dropped, because the bytes that they name are gone. `is_flushed`: all of it was marked durable.
     """
 
     snapshot: Snapshot
@@ -50,7 +50,9 @@ class Replay(NamedTuple):
 
 
 def boot_id() -> str:
-    """Return what identifies this boot of the kernel, or "" where it cannot be known (then no boot is ever the same)."""
+    """Return what identifies this boot of the kernel, or "" where it cannot be known (then no boot is ever
+    the same).
+    """
     try:
         if sys.platform == "linux":
             with open("/proc/sys/kernel/random/boot_id") as file:

@@ -1,7 +1,7 @@
 """What a blob stores: fields as the user names them, and the columns of fixed-width rows that hold them.
 
-A schema is a value and never changes once a blob exists. Nested TensorDict keys become dotted column names; a schema with
-one unnamed field (name `""`) describes a blob of plain tensors.
+A schema is a value and never changes once a blob exists. Nested TensorDict keys become dotted column names; a schema
+with one unnamed field (name `""`) describes a blob of plain tensors.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ for _dtype in {value for value in vars(torch).values() if isinstance(value, torc
 def dtype_name(dtype: str | torch.dtype) -> str:
     """Return the canonical name ("float32") of a torch dtype with a fixed itemsize.
 
-    Raises `TypeError` if `dtype` is neither a string nor a `torch.dtype`, `ValueError` if there is no such dtype or if its
-    elements do not fill whole bytes (quantised and sub-byte dtypes).
+    Raises `TypeError` if `dtype` is neither a string nor a `torch.dtype`, `ValueError` if there is no such dtype or
+    if its elements do not fill whole bytes (quantised and sub-byte dtypes).
     """
     if isinstance(dtype, str):
         found = getattr(torch, dtype.removeprefix("torch."), None)
@@ -53,7 +53,9 @@ def dtype_name(dtype: str | torch.dtype) -> str:
 
 
 class Field(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One column: `name` dotted, `dtype` by name, `shape` of one row, `block_rows` the capacity of its blocks in rows."""
+    """One column: `name` dotted, `dtype` by name, `shape` of one row, `block_rows` the capacity of its blocks in
+    rows.
+    """
 
     name: str
     dtype: str
@@ -117,8 +119,8 @@ def quantum_rows(row_nbytes: int, page_nbytes: int = PAGE_NBYTES) -> int:
 def choose_block_rows(row_nbytes: int, *, asked_rows: int | None = None, ring_rows: int | None = None) -> int:
     """Return the capacity of a block in rows: a multiple of the quantum.
 
-    About 128 MiB, of whole 2 MiB where that still gives at most 256 MiB (the kernel then maps it by huge pages). A caller's
-    `asked_rows` is rounded up to the quantum; a ring of `ring_rows` gets blocks of at most an eighth of it.
+    About 128 MiB, of whole 2 MiB where that still gives at most 256 MiB (the kernel then maps it by huge pages). A
+    caller's `asked_rows` is rounded up to the quantum; a ring of `ring_rows` gets blocks of at most an eighth of it.
     """
     quantum = quantum_rows(row_nbytes)
     if asked_rows is not None:
@@ -173,8 +175,8 @@ def make_schema(
 ) -> Schema:
     """Return the schema for `fields`: key (str, tuple, or nested dicts) to dtype or `(dtype, shape)`.
 
-    A field given as a bare dtype holds scalars (`shape=()`). Raises `ValueError` or `TypeError` for names, dtypes or shapes
-    that cannot be stored, and for two keys with the same dotted name.
+    A field given as a bare dtype holds scalars (`shape=()`). Raises `ValueError` or `TypeError` for names, dtypes or
+    shapes that cannot be stored, and for two keys with the same dotted name.
     """
     if not isinstance(fields, Mapping) or not fields:
         raise ValueError("Schema must be a non-empty dict mapping field names to (dtype, shape)!")

@@ -2,9 +2,9 @@
 
     snapshot = reduce(Snapshot.apply, edits, Snapshot.empty(columns))
 
-A column is a list of spans, oldest first, the last of which grows in the tail block. Applying an edit costs what the edit
-changes, not what the blob holds: the common edits only replace a few small frozen values, and the lists they share are
-persistent (`Vector`).
+A column is a list of spans, oldest first, the last of which grows in the tail block. Applying an edit costs what the
+edit changes, not what the blob holds: the common edits only replace a few small frozen values, and the lists they
+share are persistent (`Vector`).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ MAX_CUTS = 1000
 class Vector(Generic[T]):
     """An immutable sequence with cheap `appended` and `dropped`: versions share one list and differ in what they see.
 
-    The version that sees the end of the shared list appends to it in place, any other copies first; so a linear history of
-    appends is linear in time, and an older version never changes. Versions that are extended concurrently must be owned by
-    one thread (readers of any version need no lock).
+    The version that sees the end of the shared list appends to it in place, any other copies first; so a linear
+    history of appends is linear in time, and an older version never changes. Versions that are extended concurrently
+    must be owned by one thread (readers of any version need no lock).
     """
 
     __slots__ = ("_items", "_start", "_stop")
@@ -116,8 +116,8 @@ def _row_of(placed: Placed) -> int:
 class Column(msgspec.Struct, frozen=True):
     """The spans of one column, and the blocks that may still grow.
 
-    `spans` are all but the last span where that one lies in the tail block, whose block rows `tail.start` to `tail.rows`
-    are the column's rows from `tail_row` on. Without a tail, `tail_row` is where the column stops.
+    `spans` are all but the last span where that one lies in the tail block, whose block rows `tail.start` to
+    `tail.rows` are the column's rows from `tail_row` on. Without a tail, `tail_row` is where the column stops.
     """
 
     spans: Vector[Placed] = msgspec.field(default_factory=Vector)
@@ -292,8 +292,8 @@ def _place(base: Vector[Placed], row: int, spans: Sequence[Span]) -> Vector[Plac
 class Snapshot(msgspec.Struct, frozen=True):
     """What is committed: rows `first_row` to `rows` (row ids) of every column.
 
-    `durable_rows` of them survive a power loss. `history` steps when committed rows are cut, and `cuts` lists, for every
-    history after the first, the row it was cut at. `commits` counts the edits that changed the blob.
+    `durable_rows` of them survive a power loss. `history` steps when committed rows are cut, and `cuts` lists, for
+    every history after the first, the row it was cut at. `commits` counts the edits that changed the blob.
     """
 
     columns: tuple[Column, ...]

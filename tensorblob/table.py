@@ -1,8 +1,8 @@
 """Rows over columns: what a snapshot reads as, by position.
 
-A `Table` holds, for one handle, the newest snapshot and one reader per column, and steps both together. `Rows` is how a
-caller asks: by int, slice or indices, for all fields or a selection of them. Positions count from the oldest retained row;
-row ids (position + first_row) stay inside.
+A `Table` holds, for one handle, the newest snapshot and one reader per column, and steps both together. `Rows` is how
+a caller asks: by int, slice or indices, for all fields or a selection of them. Positions count from the oldest
+retained row; row ids (position + first_row) stay inside.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -194,9 +195,9 @@ class Rows:
     def gather(self, indices: Any, out: Batch | None = None) -> Batch:
         """Copies of the rows at `indices`, in their order, at memory speed.
 
-        `indices` is a 1-D sequence, array or tensor of ints (negative: from the end). `out`, if given, has the rows' dtype and
-        shape (len(indices), *shape), or is a TensorDict of such, and is returned. Raises `IndexError` beyond the rows,
-        `TypeError` for indices that are not integers, `ValueError` for ones that are not 1-D.
+        `indices` is a 1-D sequence, array or tensor of ints (negative: from the end). `out`, if given, has the rows'
+        dtype and shape (len(indices), *shape), or is a TensorDict of such, and is returned. Raises `IndexError`
+        beyond the rows, `TypeError` for indices that are not integers, `ValueError` for ones that are not 1-D.
         """
         snapshot, columns = self._table.state
         first, length = snapshot.first_row, snapshot.rows - snapshot.first_row
@@ -215,7 +216,7 @@ class Rows:
         if self._single is not None:
             if out is not None:
                 _check_out(out, self._table.schema.fields[0], count)
-            return columns[self._single].take(rows, out)  # type: ignore[arg-type]
+            return columns[self._single].take(rows, out)
         if out is None:
             return self._assemble([columns[number].take(rows, None) for number in self._numbers], [count])
         targets = []
@@ -235,7 +236,9 @@ class Rows:
         return low, max(low, high)
 
     def runs(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
-        """The parts of positions `start` to `stop` (as in a slice) that are each contiguous in memory, as (start, stop)."""
+        """The parts of positions `start` to `stop` (as in a slice) that are each contiguous in memory, as (start,
+        stop).
+        """
         snapshot, columns = self._table.state
         first = snapshot.first_row
         low, high = self._range(start, stop)
@@ -243,14 +246,15 @@ class Rows:
         for number in self._numbers:
             bounds.update(row - first for run in columns[number].runs(low + first, high + first) for row in run)
         ordered = sorted(bounds)
-        return list(zip(ordered, ordered[1:], strict=False))
+        return list(pairwise(ordered))
 
     def view(self, start: int = 0, stop: int | None = None) -> Batch:
         """Rows `start` to `stop` (as in a slice) without a copy.
 
-        The tensors are yours: they stay valid, and keep showing these rows, whatever the writer and this handle do. Changing
-        them in place changes your private copy of the touched pages only, which a refresh may undo. Pickled, they travel by
-        reference (path, history, rows). Raises `SeamError` where the rows are not contiguous in memory (`runs`).
+        The tensors are yours: they stay valid, and keep showing these rows, whatever the writer and this handle do.
+        Changing them in place changes your private copy of the touched pages only, which a refresh may undo. Pickled,
+        they travel by reference (path, history, rows). Raises `SeamError` where the rows are not contiguous in memory
+        (`runs`).
         """
         snapshot, columns = self._table.state
         first = snapshot.first_row

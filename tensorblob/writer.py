@@ -1,16 +1,17 @@
 """The writer: the one process that changes a blob.
 
-Every change goes the same way: check → place rows in block files → append one edit to the manifest (the commit point) →
-apply it to the snapshot → tell who asked. Before the commit point nothing is visible and all can be taken back; after it nothing
-fails the caller, except that at `durability="power"` a failed manifest sync is `OutcomeUnknown`.
+Every change goes the same way: check → place rows in block files → append one edit to the manifest (the commit point)
+→ apply it to the snapshot → tell who asked. Before the commit point nothing is visible and all can be taken back;
+after it nothing fails the caller, except that at `durability="power"` a failed manifest sync is `OutcomeUnknown`.
 
-Durability: at "power" blocks and their directories are synced before the edit is appended, and the manifest after it, before the
-caller hears; a durable mark follows. At "process" only `flush`, `close` and the background flush (on sealing, and every
-`flush_every_s`) do so. A file whose sync failed is never synced again: the next commit first moves its rows to a new file and
-begins a new generation. Starting a generation is a flush; it happens before a commit, never after one.
+Durability: at "power" blocks and their directories are synced before the edit is appended, and the manifest after it,
+before the caller hears; a durable mark follows. At "process" only `flush`, `close` and the background flush (on
+sealing, and every `flush_every_s`) do so. A file whose sync failed is never synced again: the next commit first moves
+its rows to a new file and begins a new generation. Starting a generation is a flush; it happens before a commit,
+never after one.
 
-Locks: `_lock` guards the state, `_sync_lock` (taken first) the syncing of what was taken over from it, so that rows can be
-appended while earlier ones are made durable.
+Locks: `_lock` guards the state, `_sync_lock` (taken first) the syncing of what was taken over from it, so that rows
+can be appended while earlier ones are made durable.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ Place = Callable[[Snapshot, Sequence[Growth]], list[Op]]
 class Writer:
     """The open writing end of a blob. Any number of threads may use it, one change at a time.
 
-    path, dir_fd, store: an existing blob; `dir_fd` stays the caller's. durability: "process" (survives kill -9) or "power"
-    (every commit is synced before it is acknowledged). flush_every_s: at "process", make commits durable this often.
-    timeout_s: how long to wait for another writer. Raises `WriterBusy`, `ReadOnlyStore`, `Corrupt` or `UnsupportedFormat`,
-    with every committed row as it was.
+    path, dir_fd, store: an existing blob; `dir_fd` stays the caller's. durability: "process" (survives kill -9) or
+    "power" (every commit is synced before it is acknowledged). flush_every_s: at "process", make commits durable this
+    often. timeout_s: how long to wait for another writer. Raises `WriterBusy`, `ReadOnlyStore`, `Corrupt` or
+    `UnsupportedFormat`, with every committed row as it was.
     """
 
     def __init__(
@@ -204,7 +205,8 @@ class Writer:
         return self._manifest is None
 
     def close(self) -> None:
-        """Make everything durable and let the next writer in. Raises `SyncFailed` if it could not; it is closed all the same.
+        """Make everything durable and let the next writer in. Raises `SyncFailed` if it could not; it is closed all
+        the same.
 
         In a forked child this only forgets the parent's writer.
         """
@@ -445,7 +447,9 @@ class Writer:
             self._acknowledge()
 
     def _note_dead(self, before: Snapshot, after: Snapshot) -> None:
-        """Count the rows in block files that no span names any more, and have sealed blocks synced in the background."""
+        """Count the rows in block files that no span names any more, and have sealed blocks synced in the
+        background.
+        """
         for number, (old, new) in enumerate(zip(before.columns, after.columns, strict=True)):
             if new.sealed is not old.sealed:
                 added = new.sealed.since(old.sealed)
@@ -500,9 +504,10 @@ class Writer:
                 manifest = self._current
                 offset, rows = manifest.offset, self.snapshot.rows
                 if self._blocks.poisoned or manifest.is_broken:
-                    return self._rotate()
-                if offset == self._flushed_offset:
+                    self._rotate()
                     return
+                if offset == self._flushed_offset:
+                    return None
                 dirty = self._blocks.dirty()
             try:
                 self._blocks.sync(dirty)
@@ -536,8 +541,8 @@ class Writer:
     def _rotate(self) -> None:
         """Begin a new generation: everything so far becomes durable, and garbage goes.
 
-        If it raises before the new one has its name, nothing has changed; if it raises later, nothing more is appended to
-        the old one.
+        If it raises before the new one has its name, nothing has changed; if it raises later, nothing more is
+        appended to the old one.
         """
         with self._sync_lock, self._lock:
             old, before = self._current, self.snapshot
@@ -568,7 +573,9 @@ class Writer:
             self._blocks.begin_generation(generation, snapshot, self.pending)
 
     def _healed(self, snapshot: Snapshot) -> tuple[Column, ...]:
-        """The columns, with the rows of poisoned blocks in new files: a file whose sync failed is never trusted again."""
+        """The columns, with the rows of poisoned blocks in new files: a file whose sync failed is never trusted
+        again.
+        """
         columns = []
         for growth, column in zip(self._growths, snapshot.columns, strict=True):
             named = column.blocks()
