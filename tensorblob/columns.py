@@ -288,7 +288,8 @@ class CachedColumn(_Piecewise):
 
     def _rows(self, span: Span) -> torch.Tensor:
         block = self._cache.block(self._dir_fd, self.field, span.block, span.stop)
-        return block.as_subclass(torch.Tensor)[span.start : span.stop]
+        rows: torch.Tensor = block.as_subclass(torch.Tensor)
+        return rows[span.start : span.stop]
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
         return [(low, high) for low, high, _ in self._parts(start, stop)]

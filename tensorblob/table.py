@@ -185,11 +185,11 @@ class Rows:
         first = snapshot.first_row
         leaves = []
         for number in self._numbers:
-            if rows:
-                leaf = columns[number].copy(rows[0] + first, rows[-1] + 1 + first, rows.step)
-            else:
-                leaf = columns[number].empty(0)
-            leaves.append(_flipped(leaf) if flip and rows else leaf)
+            if not rows:
+                leaves.append(columns[number].empty(0))
+                continue
+            leaf = columns[number].copy(rows[0] + first, rows[-1] + 1 + first, rows.step)
+            leaves.append(_flipped(leaf) if flip else leaf)
         return leaves[0] if self._single is not None else self._assemble(leaves, [len(rows)])
 
     def gather(self, indices: Any, out: Batch | None = None) -> Batch:

@@ -1,0 +1,51 @@
+# make demo | test | test-quick | lint | typecheck | bench | clean
+#
+# Everything runs in .venv, made by the first target that needs it and brought up to date when pyproject.toml or
+# constraints.txt has changed. Needs nothing but Python 3.11 or newer (PYTHON=... to choose one). ARGS=... goes to the program.
+
+PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13
+WORKERS ?= 2
+BIN := .venv/bin
+INSTALLED := .venv/installed
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-quick lint typecheck bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/cartpole.py $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-quick: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+typecheck: $(INSTALLED)
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/engine.py $(ARGS)
+
+clean:
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist cartpole.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip: # the last thing that venv makes
+	@for python in $(PYTHONS); do \
+		if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "$$python -m venv .venv"; exec $$python -m venv .venv; \
+		fi; \
+	done; \
+	echo "Needs Python 3.11 or newer with venv; none of these is: $(PYTHONS). Install one, or say make PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+# The build backend first: pip would fetch an unpinned one into its isolated build environment.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "installing into .venv: a minute or two"
+	@$(PIP_INSTALL) hatchling editables
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[bench,cli,dev,examples]'
+	@touch $@
