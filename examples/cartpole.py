@@ -321,9 +321,9 @@ def plot(episodes: Sequence[tuple[int, float]], samples: Sequence[Sample], out: 
 
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, 1)
-    ends, returns = zip(*episodes, strict=True)
+    ends, returns = [row for row, _ in episodes], [total for _, total in episodes]
     above.plot(ends, returns, ".", markersize=2, alpha=0.3, label="episode")
-    means = np.convolve(returns, np.ones(EPISODES) / EPISODES, "valid")
+    means = [mean(returns[stop - EPISODES : stop]) for stop in range(EPISODES, len(returns) + 1)]
     above.plot(ends[EPISODES - 1 :], means, linewidth=2, label=f"mean of {EPISODES}")
     above.set(title="CartPole-v1, learned from a growing blob", xlabel="rows in the blob", ylabel="return")
     above.legend(loc="upper left")

@@ -49,7 +49,9 @@ class Blocks:
         self._new_names: dict[str, set[str]] = {}
         """Directories whose names are not synced yet, and the blocks that would be lost with them."""
         self.poisoned: set[str] = set()
-        self._births: list[dict[str, int]] = [dict.fromkeys(column.live(), 0) for column in snapshot.columns]
+        self._births: list[dict[str, int]] = [
+            dict.fromkeys((*column.live(), *column.blocks()), 0) for column in snapshot.columns
+        ]
         """By column: the blocks that may be named, and the generation in which each began to be (0: before this
         writer).
         """

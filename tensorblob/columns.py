@@ -153,7 +153,7 @@ class MappedColumn(ColumnRows):
             layout = self._private
             if layout is None:
                 layout = self._private = Layout(self.field, self._dir_fd, self.column, private=True)
-        if len(layout.run_rows) > 1:
+        if len(layout.runs(start, stop)) > 1:
             self._check_one_run(start, stop)
         layout.ensure(start, stop)
         keep = layout.mappings(start, stop)

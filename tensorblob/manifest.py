@@ -109,7 +109,9 @@ class Manifest:
 
     def __init__(self, dir_fd: int, store: Store, generation: int, fd: int, offset: int, edits: int) -> None:
         self._dir_fd = dir_fd
-        self.generation, self.fd, self.offset, self.edits = generation, fd, offset, edits
+        self.generation, self.fd, self.offset = generation, fd, offset
+        self.edits = edits
+        """The operations since the checkpoint: what a reader has to fold."""
         self._seed = log_seed(store.uuid, generation)
         self.is_broken = False
         """An append or a sync failed: nothing more may be appended here, only a new generation can follow."""
@@ -141,6 +143,7 @@ class Manifest:
         try:
             manifest = cls(dir_fd, store, generation, fd, 0, 0)
             manifest.append((*checkpoint, session(fd, producer)))
+            manifest.edits = 0
             files.sync_file(fd, name)
             files.rename(f".{name}", name, dir_fd=dir_fd)
         except BaseException:
@@ -169,7 +172,7 @@ class Manifest:
                 raise
             return
         self.offset += len(line)
-        self.edits += 1
+        self.edits += len(edit)
 
     def sync(self) -> None:
         """Make everything appended so far durable."""

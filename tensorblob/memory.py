@@ -32,7 +32,7 @@ from tensorblob import files
 from tensorblob.errors import Corrupt
 from tensorblob.format import block_path
 from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
-from tensorblob.snapshot import Column, Placed, Vector
+from tensorblob.snapshot import Column, Placed
 
 RESERVE_NBYTES = 64 << 30
 MIN_RESERVE_NBYTES = 16 << 20
@@ -40,6 +40,7 @@ MIN_RESERVE_NBYTES = 16 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 _MAP_ANONYMOUS = mmap.MAP_ANONYMOUS
+_NOTHING = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
 _NOWHERE = ctypes.c_void_p(-1).value
@@ -132,11 +133,16 @@ class Mapping:
             raise OSError(code, f"Cannot map a block: {os.strerror(code)}; try max_cached_blocks= or io='pread'")
         self.address = address
 
-    def __del__(
-        self, mmap_: Any = _mmap, flags: int = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
-    ) -> None:
+    def shrink(self, nbytes: int) -> None:
+        """Give the pages beyond `nbytes` back to the reservation: another file will be shown there."""
+        kept = -(-nbytes // PAGE_NBYTES) * PAGE_NBYTES
+        if kept < self.nbytes:
+            _mmap(self.address + kept, self.nbytes - kept, 0, _NOTHING, -1, 0)
+            self.nbytes = kept
+
+    def __del__(self, mmap_: Any = _mmap, nothing: int = _NOTHING) -> None:
         if (address := getattr(self, "address", None)) is not None:
-            mmap_(address, self.nbytes, 0, flags, -1, 0)
+            mmap_(address, self.nbytes, 0, nothing, -1, 0)
 
 
 class _Memory:
@@ -196,6 +202,20 @@ class Cell:
         self.capacity_rows = capacity_rows
         self.mapping: Mapping | None = None
 
+    def stop_offset(self, row_nbytes: int) -> int:
+        """Where the pages that its mapping needs end in the reservation."""
+        stop = self.offset + (self.capacity_rows - self.placed.span.start) * row_nbytes
+        return -(-stop // PAGE_NBYTES) * PAGE_NBYTES
+
+    def end_at(self, placed: Placed, capacity_rows: int, row_nbytes: int) -> None:
+        """The span is `placed` now, and its block will not grow beyond `capacity_rows`."""
+        assert placed.span.stop <= capacity_rows <= self.capacity_rows, "a mapping is only ever shortened"
+        self.placed, self.capacity_rows = placed, capacity_rows
+        if self.mapping is not None:
+            self.mapping.shrink(
+                self.stop_offset(row_nbytes) - (self.mapping.address - self.mapping.reservation.address)
+            )
+
 
 class Layout:
     """Where the rows of one column lie in one reservation.
@@ -210,8 +230,8 @@ class Layout:
         self.field = field
         self._dir_fd = dir_fd
         self._private = private
-        self._lock = threading.Lock()
-        self._spans: Vector[Placed] = column.spans
+        self._lock: threading.Lock = threading.Lock() if share is None else share._lock
+        self._unplaced: Column | None = None
         self.cells: list[Cell] = []
         self.rows: list[int] = []
         self.run_rows: list[int] = []
@@ -223,10 +243,21 @@ class Layout:
             alignment = 2 * PAGE_NBYTES * spans + min(nbytes, HUGE_PAGE_NBYTES * spans)
             capacity = (column.tail.capacity_rows if column.tail else 0) * field.row_nbytes
             self.reservation = Reservation.at_least(nbytes + capacity + alignment + HUGE_PAGE_NBYTES)
-            self._add(list(column.placed()), column)
+            self._unplaced = column
+            self.unmapped = 1
         else:
             self._share(share, column)
         self._make_tables()
+
+    def _place(self) -> None:
+        """Place the spans, at first use: opening a blob does not walk them."""
+        with self._lock:
+            if (column := self._unplaced) is not None:
+                self.unmapped = 0
+                self._add(list(column.placed()), column)
+                self._make_tables()
+                self._unplaced = None
+                self.unmapped += not self.cells
 
     def _share(self, older: Layout, column: Column) -> None:
         """Take over the cells of `older`, less those that were trimmed."""
@@ -242,7 +273,7 @@ class Layout:
     # -- placing --------------------------------------------------------------------------------------------------
 
     def _add(self, placed: list[Placed], column: Column) -> None:
-        """Place spans after the last one."""
+        """Place spans after the last one, whose own end is known by now."""
         row_nbytes = self.field.row_nbytes
         tail = column.tail
         for item in placed:
@@ -263,6 +294,7 @@ class Layout:
             is_tail = tail is not None and span.block == tail.id and item.row == column.tail_row
             capacity = tail.capacity_rows if is_tail and tail is not None else span.stop
             nbytes = (capacity - span.start) * row_nbytes
+            assert not self.cells or offset - phase >= self.cells[-1].stop_offset(row_nbytes), "cells do not overlap"
             if offset + nbytes + PAGE_NBYTES > self.reservation.nbytes:
                 raise ReservationRefused("The reservation is full")
             if not joins:
@@ -288,6 +320,8 @@ class Layout:
         a new range, so that addresses already handed out keep meaning the rows of `before`.
         """
         tail, older = after.tail, before.tail
+        if self._unplaced is not None:
+            return Layout(self.field, self._dir_fd, after, private=self._private)
         if after.spans is before.spans and tail is not None and older is not None and self.cells:
             if (tail.id, tail.start) == (older.id, older.start) and older.rows > older.start:
                 self._forget_scribbles(before)
@@ -295,14 +329,15 @@ class Layout:
                 return self
         if self.cells and (appended := self._appended(before, after)) is not None:
             layout = self
-            if (after.spans and after.spans[0].row > self.rows[0]) or (
-                not after.spans and after.tail_row > self.rows[0]
-            ):
+            if after.origin > self.rows[0]:
                 layout = Layout(self.field, self._dir_fd, after, private=self._private, share=self)
+            last = appended[0]
+            is_tail = tail is not None and len(appended) == 1 and last.span.block == tail.id
+            row_nbytes, runs = self.field.row_nbytes, len(layout.run_rows)
             try:
                 with layout._lock:
-                    runs = len(layout.run_rows)
-                    layout.cells[-1].placed = appended[0]
+                    capacity_rows = tail.capacity_rows if is_tail and tail is not None else last.span.stop
+                    layout.cells[-1].end_at(last, capacity_rows, row_nbytes)
                     layout._add(appended[1:], after)
                     if len(layout.run_rows) != runs:
                         layout._make_tables()
@@ -314,14 +349,16 @@ class Layout:
 
     def _appended(self, before: Column, after: Column) -> list[Placed] | None:
         """The last span placed here as it is in `after`, and those that follow; None if what is placed has changed."""
-        last = self.cells[-1].placed
+        last, tail = self.cells[-1].placed, after.tail
         items = after.placed_at(last.row)
         if not items or items[0].row != last.row:
             return None
         first = items[0].span
         if (first.block, first.start) != (last.span.block, last.span.start) or first.stop < last.span.stop:
             return None
-        if first.stop > self.cells[-1].capacity_rows:
+        if (first.stop if tail is None or tail.id != first.block else tail.capacity_rows) > self.cells[
+            -1
+        ].capacity_rows:
             return None
         start = bisect_right(self.rows, after.origin) - 1
         if after.origin < before.origin or start < 0:
@@ -339,6 +376,8 @@ class Layout:
         """Map the blocks that hold rows `start` to `stop`."""
         if not self.unmapped or start >= stop:
             return
+        if self._unplaced is not None:
+            self._place()
         first = max(bisect_right(self.rows, start) - 1, 0)
         last = bisect_right(self.rows, stop - 1)
         for index in range(first, last):
@@ -409,6 +448,8 @@ class Layout:
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Rows `start` to `stop` as ranges of row ids that are each contiguous in memory."""
+        if self._unplaced is not None:
+            self._place()
         first = max(bisect_right(self.run_rows, start) - 1, 0)
         bounds = [start, *(row for row in self.run_rows[first + 1 :] if row < stop), stop]
         return [(low, high) for low, high in pairwise(bounds) if low < high]

@@ -13,8 +13,10 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import msgspec
+
 from tensorblob import files
-from tensorblob.edit import Durable, Edit, Session, State
+from tensorblob.edit import Durable, Edit, Grow, Session, State
 from tensorblob.errors import Corrupt
 from tensorblob.format import (
     Record,
@@ -91,13 +93,26 @@ def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
     durable_stop = max(durable_stop, records[0].stop)
     snapshot = Snapshot.empty(len(store.schema))
     is_cut, edits, counted = False, 0, 0
-    for record in records:
-        after = _applied(snapshot, record, counted, len(store.schema), name)
+    index = 0
+    while index < len(records):
+        record, commits = records[index], 1
         is_certain = is_same_boot or record.stop <= durable_stop
+        if is_certain and (tails := _all_grown(record.edit)) is not None:
+            # Nearly every record says only how far the tails have grown: of a row of those, the last says it all.
+            limit = len(data) if is_same_boot else durable_stop
+            while index + 1 < len(records) and records[index + 1].stop <= limit:
+                later = _all_grown(records[index + 1].edit)
+                if later is None or any(now[0] < then[0] for now, then in zip(later, tails, strict=True)):
+                    break
+                tails, commits, index = later, commits + 1, index + 1
+            record = records[index]
+        after = _applied(snapshot, record, commits, counted, name)
         if not is_certain and not _is_intact(dir_fd, store, snapshot, after):
             is_cut = True
             break
-        snapshot, counted, edits = after, record.stop, edits + 1
+        snapshot, counted, edits = after, record.stop, edits + len(record.edit) + commits - 1
+        index += 1
+    edits -= len(records[0].edit)
     is_flushed = all(_is_mark(record.edit) for record in records if record.stop > durable_stop)
     return Replay(snapshot, counted, edits, counted < len(data), is_same_boot, is_cut, is_flushed)
 
@@ -110,11 +125,20 @@ def apply(snapshot: Snapshot, edit: Edit, path: str, offset: int) -> Snapshot:
         raise Corrupt(f"An edit does not fit the ones before it: {error}", path=path, offset=offset) from error
 
 
-def _applied(snapshot: Snapshot, record: Record, offset: int, columns: int, name: str) -> Snapshot:
+def _applied(snapshot: Snapshot, record: Record, commits: int, offset: int, name: str) -> Snapshot:
     after = apply(snapshot, record.edit, name, offset)
+    if commits > 1:
+        after = msgspec.structs.replace(after, commits=after.commits + commits - 1)
     if len({column.stop for column in after.columns}) != 1 or not 0 <= after.first_row <= after.rows:
         raise Corrupt("An edit leaves columns of unequal length", path=name, offset=offset)
     return after
+
+
+def _all_grown(edit: Edit) -> tuple[tuple[int, int], ...] | None:
+    """The tails of an edit that only grows them all, else None."""
+    if len(edit) != 1 or type(edit[0]) is not Grow or None in edit[0].tails:
+        return None
+    return edit[0].tails  # type: ignore[return-value]
 
 
 def _is_mark(edit: Edit) -> bool:

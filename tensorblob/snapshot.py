@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -324,8 +324,12 @@ class Snapshot(msgspec.Struct, frozen=True):
         if len(edit) == 1 and type(edit[0]) is Grow:  # what nearly every commit says
             return self.grown(edit[0].tails)
         draft = _Draft(self)
-        for op in edit:
-            draft.fold(op)
+        for kind, ops in groupby(edit, type):
+            if kind is Block:
+                draft.name_blocks(ops)
+            else:
+                for op in ops:
+                    draft.fold(op)
         return draft.snapshot()
 
     def grown(self, tails: Sequence[tuple[int, int] | None], commits: int = 1) -> Snapshot:
@@ -363,6 +367,16 @@ class _Draft:
         self.value["commits"] += self.is_commit and not self.is_checkpoint
         return Snapshot(tuple(self.columns), **self.value)
 
+    def name_blocks(self, blocks: Iterable[Op]) -> None:
+        """Fold a row of block operations at once: a checkpoint has as many as the blob has blocks."""
+        named: dict[int, list[Block]] = {}
+        for block in blocks:
+            assert isinstance(block, Block)
+            named.setdefault(block.column, []).append(block)
+        for number, found in named.items():
+            column = self.columns[number]
+            self.columns[number] = msgspec.structs.replace(column, sealed=column.sealed.appended(*found))
+
     def fold(self, op: Op) -> None:
         columns, value = self.columns, self.value
         match op:
@@ -376,9 +390,6 @@ class _Draft:
                 columns[op.column] = columns[op.column].spliced(op.start, op.stop, op.spans)
             case Patch():
                 columns[op.column] = columns[op.column].patched(op)
-            case Block():
-                column = columns[op.column]
-                columns[op.column] = msgspec.structs.replace(column, sealed=column.sealed.appended(op))
             case Trim(first_row):
                 value["first_row"] = first_row
                 for number, column in enumerate(columns):

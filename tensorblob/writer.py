@@ -38,6 +38,8 @@ from tensorblob.replay import Replay
 from tensorblob.snapshot import Column, Snapshot, checkpoint
 
 RECLAIM_NBYTES = 64 << 20
+LONG_EDITS = 1000
+BACKGROUND_NBYTES = 32 << 20
 
 _forks = 0
 
@@ -90,6 +92,8 @@ class Writer:
         self._ungrown = 0
         self._dead_nbytes = 0
         """Bytes in block files that became garbage since the generation began."""
+        self._sealed_nbytes = 0
+        """Bytes in blocks that were sealed since the flusher was woken."""
         self._is_due = False
         """Something has to be done before the next change: see `_prepare`."""
         self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
@@ -130,9 +134,14 @@ class Writer:
         self._sweep()
 
     def _count_sealed(self) -> None:
-        self._sealed_rows = [sum(block.rows for block in column.sealed) for column in self._snapshot.columns]
-        self._kept_dead_nbytes = self._count_dead(self._snapshot)
+        """Begin to count garbage: a new generation has removed what it could (at opening, it has not yet)."""
+        columns = self._snapshot.columns
+        self._sealed_rows = [sum(block.rows for block in column.sealed) for column in columns]
         self._dead_nbytes = 0
+        for field, column in zip(self.store.schema, columns, strict=True):
+            live = column.live()
+            self._dead_nbytes += sum(b.rows for b in column.sealed if b.id not in live) * field.row_nbytes
+        self._kept_dead_nbytes = self._count_dead(self._snapshot) - self._dead_nbytes
 
     def _announce(self) -> None:
         """Make our producers/ file visible, already locked."""
@@ -219,6 +228,8 @@ class Writer:
         if self._flusher is not None:
             self._flusher.stop()
         try:
+            if self._current.edits >= LONG_EDITS:
+                self._dead_nbytes += 1  # a short log is quick to open
             self.reclaim(at_least_nbytes=1)
             self.flush()
         finally:
@@ -447,17 +458,17 @@ class Writer:
             self._acknowledge()
 
     def _note_dead(self, before: Snapshot, after: Snapshot) -> None:
-        """Count the rows in block files that no span names any more, and have sealed blocks synced in the
-        background.
-        """
+        """Count the rows in block files that no span names any more, and have sealed blocks synced in the background."""
         for number, (old, new) in enumerate(zip(before.columns, after.columns, strict=True)):
             if new.sealed is not old.sealed:
                 added = new.sealed.since(old.sealed)
-                base = 0 if added is None else self._sealed_rows[number]
-                self._sealed_rows[number] = base + sum(block.rows for block in (new.sealed if added is None else added))
-                if self._flusher is not None:
-                    self._flusher.wake()
+                rows = sum(block.rows for block in (new.sealed if added is None else added))
+                self._sealed_rows[number] = rows + (0 if added is None else self._sealed_rows[number])
+                self._sealed_nbytes += rows * self.store.schema.fields[number].row_nbytes
         self._dead_nbytes = self._count_dead(after) - self._kept_dead_nbytes
+        if self._sealed_nbytes >= BACKGROUND_NBYTES and self._flusher is not None:
+            self._sealed_nbytes = 0
+            self._flusher.wake()
 
     def _count_dead(self, snapshot: Snapshot) -> int:
         dead = 0

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class Model:
     cuts: list[tuple[int, int]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     metadata: dict[str, Any] | None = None
-    retention: Retention = Retention(None, None)
+    retention: Retention = field(default_factory=lambda: Retention(None, None))
     session: Session | None = None
     commits: int = 0
 
@@ -313,7 +314,7 @@ class SnapshotMachine(RuleBasedStateMachine):
 
     @rule(target=versions, version=versions, column=st.integers(0, COLUMNS - 1), data=st.data())
     def overwrite(self, version: Any, column: int, data: st.DataObject) -> Any:
-        snapshot, model = version
+        model = version[1]
         mine = model.columns[column]
         low = data.draw(st.integers(max(mine.origin, model.first_row), max(mine.stop, model.first_row)))
         high = data.draw(st.integers(low, mine.stop)) if low <= mine.stop else low
@@ -342,7 +343,7 @@ class SnapshotMachine(RuleBasedStateMachine):
 
     @rule(target=versions, version=versions, data=st.data())
     def truncate(self, version: Any, data: st.DataObject) -> Any:
-        snapshot, model = version
+        model = version[1]
         row = data.draw(st.integers(model.first_row, model.rows)) if model.first_row <= model.rows else model.rows
         cuts = [Splice(n, row, c.stop, ()) for n, c in enumerate(model.columns) if row < c.stop]
         return self.apply(version, *cuts, Cut(row)) if cuts else multiple()
@@ -350,7 +351,7 @@ class SnapshotMachine(RuleBasedStateMachine):
     @rule(target=versions, version=versions, data=st.data())
     def replace_the_end(self, version: Any, data: st.DataObject) -> Any:
         """As compact and extend do: the rows from some row on become others, fewer or more."""
-        snapshot, model = version
+        model = version[1]
         ops: list[Op] = []
         for number, column in enumerate(model.columns):
             row = data.draw(st.integers(max(column.origin, model.first_row), column.stop))
@@ -488,10 +489,7 @@ def test_replaying_any_prefix_of_the_log_gives_a_prefix_of_history(tmp_path: Pat
 
 
 def _replayed(edits: list[Edit]) -> list[Snapshot]:
-    snapshots, snapshot = [], Snapshot.empty(len(SCHEMA))
-    for edit in edits:
-        snapshots.append(snapshot := snapshot.apply(edit))
-    return snapshots
+    return list(accumulate(edits, Snapshot.apply, initial=Snapshot.empty(len(SCHEMA))))[1:]
 
 
 def _distinct(shapes: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -1,0 +1,231 @@
+"""The disk under the engine, as the tests of its protocol see it: every durable act in its order, and faults on demand.
+
+`tensorblob.files` is the only module of the engine that changes anything on disk. A `Disk` stands between it and the kernel:
+it notes each act before it is done, and makes the one that a test chooses fail as the kernel would.
+"""
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tensorblob import files
+
+KINDS = ("create", "mkdir", "write", "allocate", "sync", "syncdir", "rename", "link", "unlink", "rmdir", "truncate")
+SPACE = ("create", "mkdir", "write", "allocate", "link", "rename")
+"""What a full disk refuses."""
+SYNCS = ("sync", "syncdir")
+
+
+@dataclass
+class Act:
+    """One act: `path` (and `target` of a rename or link) below the disk's root, the file's inode, the bytes written where."""
+
+    kind: str
+    path: str
+    inode: int = 0
+    target: str = ""
+    offset: int = 0
+    data: bytes = b""
+    size: int = 0
+    """Of the file, before the act."""
+    failed: bool = False
+
+    @property
+    def is_manifest(self) -> bool:
+        return os.path.basename(self.path).lstrip(".").startswith("manifest.")
+
+    @property
+    def is_block(self) -> bool:
+        return "/blocks/" in f"/{self.path}" and self.kind != "syncdir"
+
+    def __repr__(self) -> str:
+        extra = f" → {self.target}" if self.target else f" {len(self.data)} at {self.offset}" if self.data else ""
+        return f"<{self.kind} {self.path}{extra}{' FAILED' * self.failed}>"
+
+
+class Disk:
+    """What `files` does below `root`: `acts`, newest last. See `failing` and `watch`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = os.fspath(root)
+        self.acts: list[Act] = []
+        self.watch: Callable[[Act], None] | None = None
+        """Called with each act just before it is done."""
+        self._choose: Callable[[Act], bool] | None = None
+        self._error = 0
+        self._is_short = False
+
+    # -- faults
+
+    @contextmanager
+    def failing(
+        self,
+        nth: int,
+        kinds: tuple[str, ...] = KINDS,
+        *,
+        error: int = errno.EIO,
+        lasting: bool = False,
+        short: bool = False,
+    ) -> Iterator[SimpleNamespace]:
+        """Fail the nth act (from 0) of these kinds with `error`; `fired` of the value tells whether it came to that.
+
+        lasting: fail all that follow it, too. short: half of a failing write's bytes reach the disk first.
+        """
+        state = SimpleNamespace(seen=0, fired=False)
+
+        def choose(act: Act) -> bool:
+            if act.kind not in kinds:
+                return False
+            state.seen += 1
+            chosen = state.seen > nth if lasting else state.seen == nth + 1
+            state.fired |= chosen
+            return chosen
+
+        self._choose, self._error, self._is_short = choose, error, short
+        try:
+            yield state
+        finally:
+            self._choose = None
+
+    def fail_when(self, choose: Callable[[Act], bool], error: int = errno.EIO) -> None:
+        """Fail every act that `choose` picks, until `heal`."""
+        self._choose, self._error, self._is_short = choose, error, False
+
+    def heal(self) -> None:
+        self._choose = None
+
+    def since(self, mark: int, *kinds: str) -> list[Act]:
+        return [act for act in self.acts[mark:] if act.kind in (kinds or KINDS)]
+
+    # -- between `files` and the kernel
+
+    def _name(self, path: Any, dir_fd: int | None) -> str:
+        path = os.fspath(path)
+        if not os.path.isabs(path) and dir_fd is not None:
+            path = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
+        return os.path.relpath(os.path.abspath(path), self.root)
+
+    def note(self, kind: str, path: str, **more: Any) -> bool:
+        """Note an act; return whether it is to fail."""
+        act = Act(kind, path, **more)
+        if self.watch is not None:
+            self.watch(act)
+        self.acts.append(act)
+        act.failed = self._choose is not None and self._choose(act)
+        return act.failed
+
+    def do(self, kind: str, path: str, **more: Any) -> None:
+        if self.note(kind, path, **more):
+            raise OSError(self._error, os.strerror(self._error))
+
+    def on_fd(self, fd: int) -> tuple[str, dict[str, int]]:
+        found = os.fstat(fd)
+        return self._name(os.readlink(f"/proc/self/fd/{fd}"), None), {"inode": found.st_ino, "size": found.st_size}
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        path, known = self.on_fd(fd)
+        content = bytes(memoryview(data).cast("B"))
+        if self.note("write", path, offset=offset, data=content, **known):
+            if self._is_short and len(content) > 1:
+                os.pwrite(fd, content[: len(content) // 2], offset)
+            raise OSError(self._error, os.strerror(self._error))
+        return os.pwrite(fd, data, offset)
+
+    def fsync(self, fd: int, sync: Callable[[int], None]) -> None:
+        path, known = self.on_fd(fd)
+        self.do("syncdir" if stat.S_ISDIR(os.fstat(fd).st_mode) else "sync", path, **known)
+        sync(fd)
+
+
+class _Os:
+    """`os` as `files` sees it."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_CREAT:
+            self._disk.do("create", self._disk._name(path, dir_fd))
+        return os.open(path, flags, mode, dir_fd=dir_fd)
+
+    def mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        self._disk.do("mkdir", self._disk._name(path, dir_fd))
+        os.mkdir(path, mode, dir_fd=dir_fd)
+
+    def rename(self, source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        names = self._disk._name(source, src_dir_fd), self._disk._name(target, dst_dir_fd)
+        inode = os.stat(source, dir_fd=src_dir_fd).st_ino
+        self._disk.do("rename", names[0], target=names[1], inode=inode)
+        os.rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    def link(self, source: Any, target: Any, *, src_dir_fd: int, dst_dir_fd: int, follow_symlinks: bool = True) -> None:
+        names = self._disk._name(source, src_dir_fd), self._disk._name(target, dst_dir_fd)
+        self._disk.do("link", names[0], target=names[1])
+        os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks)
+
+    def unlink(self, path: Any, *, dir_fd: int | None = None) -> None:
+        found = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+        self._disk.do("unlink", self._disk._name(path, dir_fd), inode=found.st_ino)
+        os.unlink(path, dir_fd=dir_fd)
+
+    def rmdir(self, path: Any, *, dir_fd: int | None = None) -> None:
+        self._disk.do("rmdir", self._disk._name(path, dir_fd))
+        os.rmdir(path, dir_fd=dir_fd)
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        return self._disk.pwrite(fd, data, offset)
+
+    def fsync(self, fd: int) -> None:
+        self._disk.fsync(fd, os.fsync)
+
+    def ftruncate(self, fd: int, nbytes: int) -> None:
+        path, known = self._disk.on_fd(fd)
+        self._disk.do("truncate", path, offset=nbytes, **known)
+        os.ftruncate(fd, nbytes)
+
+
+def put_between(monkeypatch: pytest.MonkeyPatch, root: Path) -> Disk:
+    """Return the `Disk` that `files` uses from now on, as long as `monkeypatch` lasts."""
+    disk = Disk(root)
+    libc, sync, remove_tree = files._libc, files.fdatasync, files.remove_tree
+
+    def fallocate(fd: int, mode: int, offset: int, nbytes: int) -> int:
+        path, known = disk.on_fd(fd)
+        if disk.note("allocate", path, offset=offset, **known):
+            ctypes.set_errno(disk._error)
+            return -1
+        return int(libc.fallocate(fd, mode, offset, nbytes))
+
+    def remove(path: str, *, dir_fd: int | None = None) -> None:
+        disk.do("rmdir", disk._name(path, dir_fd))
+        remove_tree(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(files, "os", _Os(disk))
+    monkeypatch.setattr(files, "fdatasync", lambda fd: disk.fsync(fd, sync))
+    monkeypatch.setattr(files, "_libc", SimpleNamespace(fallocate=fallocate))
+    monkeypatch.setattr(files, "remove_tree", remove)
+    return disk
+
+
+def reboot(monkeypatch: pytest.MonkeyPatch, name: str = "another boot") -> None:
+    """From now on this is another boot of the kernel: what was not synced before may be gone, which is up to the test."""
+    monkeypatch.setattr("tensorblob.replay.boot_id", lambda: name)
+    monkeypatch.setattr("tensorblob.manifest.boot_id", lambda: name)
+
+
+def without_platters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let syncs return at once, for tests of what would be on disk that need no disk."""
+    monkeypatch.setattr(files, "fdatasync", lambda fd: None)
+    monkeypatch.setattr(files, "sync_directory", lambda path, *, dir_fd=None: None)
