@@ -196,8 +196,9 @@ def learn(reports: Connection, transitions: Path, policies: Path, seed: int) -> 
                 if reports.poll(0.01):  # main never sends: this is the end of the pipe
                     return
                 continue
-            newer_is_likelier = torch.rand(BATCH_ROWS).sqrt()
-            batch = blob.gather((newer_is_likelier * rows).long())
+            batch = blob.gather(
+                torch.randint(rows, (2, BATCH_ROWS)).amax(0)
+            )  # the newer of two: newer rows are likelier
             optimizer.zero_grad()
             double_dqn_loss(batch, online, target).backward()
             optimizer.step()
@@ -368,12 +369,12 @@ def main() -> int:
 
         with tb.TensorBlob.open(transitions) as blob, tb.TensorBlob.open(policies) as published:
             episodes = finished_episodes(blob, 0)
-            last = samples[-1]
+            last, lags = samples[-1], sorted(sample.training.lag_rows for sample in samples)
             print(
                 f"{len(blob):,} rows in {last.commits:,} commits and {last.seconds:.0f} s "
                 f"({last.rows / last.seconds:,.0f} rows/s, {last.commits / last.seconds:.0f} commits/s), "
                 f"{len(published):,} policies after {last.training.updates:,} updates\n"
-                f"the learner was at most {max(sample.training.lag_rows for sample in samples)} rows behind"
+                f"the learner was {lags[len(lags) // 2]:,} rows behind as a rule, {lags[-1]:,} at most"
             )
         options.out.parent.mkdir(parents=True, exist_ok=True)
         plot(episodes, samples, options.out)

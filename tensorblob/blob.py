@@ -7,6 +7,7 @@ Positions (`seek`, `tell`, `[ ]`, `truncate`, `view`) count from the oldest reta
 from __future__ import annotations
 
 import contextlib
+import copy
 import io as _io
 import os
 import warnings
@@ -26,7 +27,7 @@ from tensorblob.operations import Source
 from tensorblob.reader import Reader, RowsReference, choose_io, open_store, wrap_views
 from tensorblob.schema import FieldSpec, Schema, dtype_name, make_schema
 from tensorblob.snapshot import Snapshot
-from tensorblob.table import Batch, Rows, Table, max_map_count
+from tensorblob.table import Batch, Rows, State, Table, max_map_count
 from tensorblob.writer import Writer, check_durability, check_metadata
 
 
@@ -83,7 +84,7 @@ class TensorBlob:
         if io not in (None, "map", "pread"):
             raise ValueError(f"io must be 'map', 'pread' or None, got {io!r}")
         check_durability(durability, flush_every_s)
-        check_metadata(metadata)
+        metadata = check_metadata(metadata)
         retention = Retention(max_rows, max_bytes)
         is_new = mode[0] == "w" and _is_absent(path)
         if is_new:
@@ -104,23 +105,19 @@ class TensorBlob:
         try:
             _check_schema(asked, store.schema, dtype, shape)
             kind = choose_io(path, io)
-            writer = Writer(
-                path, dir_fd, store, durability=durability, flush_every_s=flush_every_s, timeout_s=timeout_s
-            )
-            try:
-                if not is_new:
-                    writer.settings(
-                        retention=None if retention == Retention(None, None) else retention, metadata=metadata
-                    )
-                    if mode[0] == "w":
-                        writer.change(lambda snapshot, _: operations.truncate(snapshot, snapshot.first_row))
-                        writer.reclaim()
-                return cls(path, mode, writer=writer, io=kind, max_cached_blocks=max_cached_blocks)
-            except BaseException:
-                writer.close()
-                raise
         except BaseException:
             os.close(dir_fd)
+            raise
+        writer = Writer(path, dir_fd, store, durability=durability, flush_every_s=flush_every_s, timeout_s=timeout_s)
+        try:
+            if not is_new:
+                writer.settings(retention=None if retention == Retention(None, None) else retention, metadata=metadata)
+                if mode[0] == "w":
+                    writer.change(lambda snapshot, _: operations.truncate(snapshot, snapshot.first_row))
+                    writer.reclaim()
+            return cls(path, mode, writer=writer, io=kind, max_cached_blocks=max_cached_blocks)
+        except BaseException:
+            writer.close()
             raise
 
     def __init__(
@@ -151,7 +148,7 @@ class TensorBlob:
         self._reads = reader is not None or "+" in mode
         self._appends = mode[0] == "a"
         self._closed = False
-        self._rows = Rows(self._table, range(len(self._store.schema)), wrap, self.refresh)
+        self._rows = Rows(self.schema, range(len(self.schema)), self._state, wrap, self.refresh)
         self._wrap = wrap
         self._batches = Batches(self._store.schema)
         snapshot = self.snapshot
@@ -206,7 +203,7 @@ class TensorBlob:
 
     @property
     def durable_rows(self) -> int:
-        """Rows before this row id survive a power loss."""
+        """Rows before this row id survive a power loss (a row overwritten since the last flush perhaps as it was)."""
         return self.snapshot.durable_rows
 
     @property
@@ -217,11 +214,11 @@ class TensorBlob:
     @property
     def metadata(self) -> dict[str, Any]:
         """The blob's user metadata."""
-        return dict(self.snapshot.metadata or {})
+        return copy.deepcopy(self.snapshot.metadata or {})
 
     def commit_metadata(self) -> list[tuple[int, int, dict[str, Any]]]:
         """The metadata given with commits, oldest first: (start, stop, metadata) with the row ids of the commit."""
-        return [(note.start, note.stop, dict(note.value)) for note in self.snapshot.notes]
+        return [(note.start, note.stop, copy.deepcopy(note.value)) for note in self.snapshot.notes]
 
     def __len__(self) -> int:
         snapshot = self.snapshot
@@ -248,36 +245,36 @@ class TensorBlob:
         self._check_open()
         return self._writer
 
-    def _readable(self) -> Rows:
-        """The rows to read, of the newest state of this handle."""
+    def _state(self) -> State:
+        """What to read: the newest state of this handle. Raises if it does not read, or is closed."""
         if self._closed or not self._reads:
             self._check_readable()
-        if self._writer is not None and self._table.state[0] is not self._writer.pending:
-            self._table.update(self._writer.pending)
-        return self._rows
+        writer = self._writer
+        if writer is not None and self._table.state[0] is not writer.pending:
+            self._table.update(writer.pending)
+        return self._table.state
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> Batch:
         """A copy of the row at an int, or of the rows at a slice (any step), list, tuple, array or tensor of ints."""
-        rows = self._readable()
-        return rows.row(index) if type(index) is int else rows[index]
+        return self._rows.row(index) if type(index) is int else self._rows[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
         """The rows at `indices` as a list, read in one gather; what a `torch.utils.data.DataLoader` asks for."""
-        return self._readable().__getitems__(indices)
+        return self._rows.__getitems__(indices)
 
     def gather(self, indices: Any, out: Batch | None = None) -> Batch:
         """Copies of the rows at `indices` in their order, into `out` if given; see `Rows.gather`."""
-        return self._readable().gather(indices, out)
+        return self._rows.gather(indices, out)
 
     def view(self, start: int = 0, stop: int | None = None) -> Batch:
         """Rows `start` to `stop` (as in a slice) without a copy; see `Rows.view`."""
-        return self._readable().view(start, stop)
+        return self._rows.view(start, stop)
 
     def runs(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """The parts of `start` to `stop` that `view` can show, as (start, stop) positions."""
-        return self._readable().runs(start, stop)
+        return self._rows.runs(start, stop)
 
     def select(self, *fields: str | tuple[str, ...]) -> Rows:
         """The same rows with these fields only (a parent key selects all below it); other columns are not touched."""
@@ -291,8 +288,7 @@ class TensorBlob:
             numbers += [number for number in found if number not in numbers]
         if not numbers:
             raise ValueError("select needs at least one field")
-        self._readable()
-        return Rows(self._table, numbers, self._wrap, self.refresh)
+        return Rows(self.schema, numbers, self._state, self._wrap, self.refresh)
 
     def __iter__(self) -> Iterator[Batch]:
         """Rows from the cursor on. Each iterator has its own position; the cursor follows the last row read."""
@@ -301,27 +297,24 @@ class TensorBlob:
 
     def _iterate(self, position: int) -> Iterator[Batch]:
         while position < len(self):
-            row = self._readable().row(position)
+            row = self._rows.row(position)
             position += 1
             self._cursor = self.snapshot.first_row + position
             yield row
 
     def read(self, size: int | None = None) -> Batch:
         """A copy of the next `size` rows (None or negative: all that are left), as one tensor or TensorDict."""
-        rows = self._readable()
+        self._check_readable()
         position = self.tell()
         stop = len(self) if size is None or size < 0 else min(position + size, len(self))
-        found = rows[position:stop]
+        found = self._rows[position:stop]
         self._cursor = self.snapshot.first_row + stop
         return found
 
     def refresh(self) -> bool:
         """Step to the newest snapshot; return whether it moved. Of a writer, always False: it is at the newest."""
         self._check_open()
-        if self._reader is None:
-            self._readable() if self._reads else None
-            return False
-        return self._reader.refresh()
+        return self._reader is not None and self._reader.refresh()
 
     # -- the cursor ---------------------------------------------------------------------------------------------------
 
@@ -362,7 +355,7 @@ class TensorBlob:
             writer = self._check_writable()
         columns, count = self._batches.columns(rows)
         if metadata is not None:
-            check_metadata(metadata)
+            metadata = check_metadata(metadata)
         if not count:
             return 0
         if self._appends or self._cursor >= writer.stop_row:
@@ -432,11 +425,13 @@ class TensorBlob:
     def _source(self) -> Iterator[Source]:
         """What this handle shows, pinned, for another blob to take over."""
         if self._reader is not None:
-            yield Source(self._reader.dir_fd, self._store, self._reader.snapshot)
+            snapshot, _, pin = self._reader.state()
+            yield Source(self._reader.dir_fd, self._store, snapshot, pin)
             return
         reader = Reader(self.filename, io="pread")
         try:
-            yield Source(reader.dir_fd, reader.store, reader.snapshot)
+            snapshot, _, pin = reader.state()
+            yield Source(reader.dir_fd, reader.store, snapshot, pin)
         finally:
             reader.close()
 
@@ -461,8 +456,10 @@ class TensorBlob:
     def set_metadata(self, metadata: dict[str, Any]) -> None:
         """Replace the blob's user metadata (a JSON dict), as one commit."""
         writer = self._check_writable()
-        check_metadata(metadata)
-        writer.change(lambda *_: [Metadata(metadata)])
+        value = check_metadata(metadata)
+        if value is None:
+            raise TypeError("metadata must be a dict, got 'NoneType'")
+        writer.change(lambda *_: [Metadata(value)])
 
     def flush(self) -> None:
         """Make every committed row durable. Raises `SyncFailed`."""
@@ -470,17 +467,14 @@ class TensorBlob:
 
     def close(self) -> None:
         """Close the handle; a writer makes everything durable and lets the next one in. Views stay valid."""
-        if self._closed:
-            return
-        self._closed = True
         if self._reader is not None:
             self._reader.close()
-        else:
-            assert self._writer is not None
+            self._closed = True
+        if self._writer is not None:
             try:
                 self._writer.close()
             finally:
-                os.close(self._writer.dir_fd)
+                self._closed = self._writer.closed
 
     @classmethod
     def unlink(cls, filename: str | os.PathLike[str]) -> bool:

@@ -24,6 +24,8 @@ from tensorblob.growth import BlockFile
 from tensorblob.manifest import remove_superseded
 from tensorblob.snapshot import Snapshot
 
+MAX_OPEN = 64
+
 
 class Dirty(NamedTuple):
     """What has to be synced for everything so far to be durable."""
@@ -71,11 +73,21 @@ class Blocks:
 
     def create(self, number: int) -> BlockFile:
         """Create the next block file of a column."""
+        if len(self.open) >= MAX_OPEN:
+            self._close_full()
         id, path = self._next_path(number)
         fd = files.create_file(path, dir_fd=self._dir_fd)
         block = self.open[id] = BlockFile(id, path, fd, self._fields[number].block_rows)
         self._created.append(block)
         return block
+
+    def _close_full(self) -> None:
+        """Spend no descriptors on full blocks: what is not synced of them is synced by path."""
+        for block in [block for block in self.open.values() if block.rows == block.capacity_rows]:
+            del self.open[block.id]
+            if block.is_dirty:
+                self._adopted[block.path] = None
+            block.close()
 
     def adopt(self, number: int, source: str, source_dir_fd: int) -> str:
         """Take over a block file of another blob, by link where that is possible; return its id here."""
@@ -171,6 +183,11 @@ class Blocks:
             files.sync_file(fd, path)
         finally:
             os.close(fd)
+
+    @property
+    def may_close(self) -> bool:
+        """More files are open than columns need to grow."""
+        return len(self.open) > 2 * len(self._fields)
 
     def close_sealed(self, growing: set[str]) -> None:
         """Close the synced files that will not grow any more."""

@@ -25,7 +25,9 @@ class Flusher:
             self._start()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=_run, args=(self._flush, self._event, self._every_s, weakref.ref(self)))
+        event = self._event
+        owner = weakref.ref(self, lambda _: event.set())
+        self._thread = threading.Thread(target=_run, args=(self._flush, event, self._every_s, owner))
         self._thread.name, self._thread.daemon = "tensorblob-flush", True
         self._thread.start()
 
@@ -38,11 +40,12 @@ class Flusher:
     def is_stopped(self) -> bool:
         return self._is_stopped
 
-    def stop(self) -> None:
+    def stop(self, *, wait: bool = True) -> None:
+        """End the thread, and wait until it has."""
         self._is_stopped = True
         if self._thread is not None:
             self._event.set()
-            if self._thread is not threading.current_thread():
+            if wait and self._thread is not threading.current_thread():
                 self._thread.join()
 
 

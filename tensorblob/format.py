@@ -280,12 +280,12 @@ def manifest_generation(name: str) -> int | None:
     return generation if generation > 0 and name == manifest_name(generation) else None
 
 
-def encode_note(value: dict[str, Any]) -> bytes:
-    """Return `value` as JSON, to check that user metadata can be stored; raises `TypeError` if it cannot."""
-    encoded: bytes = _encoder.encode(value)
-    if msgspec.json.decode(encoded) != value:
+def copy_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return `value` as it will be read back; raises `TypeError` if it is not a JSON object."""
+    copied: dict[str, Any] = msgspec.json.decode(_encoder.encode(value))
+    if copied != value:
         raise TypeError("metadata must be a JSON object (string keys; numbers, strings, lists, dicts, booleans, None)")
-    return encoded
+    return copied
 
 
 def block_path(field: Field, block: str) -> str:

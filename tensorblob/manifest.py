@@ -36,13 +36,31 @@ def _newest(dir_fd: int) -> int:
     return found[-1]
 
 
+class Pin:
+    """An open generation with a shared flock: blocks that it names stay. It lets go when closed, or not referred to."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            self.close()
+
+
 class Log:
-    """The current generation as a reader follows it: `snapshot` is the fold of its first `offset` bytes."""
+    """The current generation as a reader follows it: `snapshot` is the fold of its first `offset` bytes.
+
+    `pin` keeps the blocks of that generation; who still reads an older snapshot holds the pin that it came with.
+    """
 
     def __init__(self, dir_fd: int, store: Store) -> None:
         self._dir_fd = dir_fd
         self._store = store
-        self.fd = -1
         self._open_newest()
 
     def _open_newest(self) -> None:
@@ -63,8 +81,7 @@ class Log:
                     os.close(fd)
                 raise
             break
-        self.close()
-        self.fd, self.generation = fd, generation
+        self.pin, self.generation = Pin(fd), generation
         self.offset, self.snapshot = found.stop, found.snapshot
         self._seed = log_seed(self._store.uuid, generation)
         self._is_over = found.is_cut or (found.is_torn and not found.is_same_boot)
@@ -88,20 +105,15 @@ class Log:
 
     def _read_on(self) -> bool:
         """Fold the valid records that follow; return whether something follows them that cannot be half a record."""
-        size = files.size_of(self.fd)
+        size = files.size_of(self.pin.fd)
         if size <= self.offset or self._is_over:
             return False
-        data = files.read_at(self.fd, size - self.offset, self.offset)
+        data = files.read_at(self.pin.fd, size - self.offset, self.offset)
         start, name = self.offset, manifest_name(self.generation)
         for record in decode_log(data, self._seed, self.offset, name):
             self.snapshot = apply(self.snapshot, record.edit, name, self.offset)
             self.offset = record.stop
         return b"\n" in data[self.offset - start :]
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
 
 
 class Manifest:

@@ -60,8 +60,8 @@ def overwrite(
 class Source:
     """Rows of another blob to take over: its directory, what it is, and a snapshot that stays pinned meanwhile."""
 
-    def __init__(self, dir_fd: int, store: Store, snapshot: Snapshot) -> None:
-        self.dir_fd, self.store, self.snapshot = dir_fd, store, snapshot
+    def __init__(self, dir_fd: int, store: Store, snapshot: Snapshot, pin: object) -> None:
+        self.dir_fd, self.store, self.snapshot, self._pin = dir_fd, store, snapshot, pin
 
     def column(self, name: str) -> Column:
         names = [field.name for field in self.store.schema]

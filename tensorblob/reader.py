@@ -22,7 +22,7 @@ from tensorblob.errors import BlobClosed, BlobReplaced, HistoryRewritten, NotABl
 from tensorblob.format import Store, decode_store
 from tensorblob.manifest import Log
 from tensorblob.snapshot import Snapshot
-from tensorblob.table import Rows, Table
+from tensorblob.table import State, Table
 
 _NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "afs", "gpfs", "beegfs"}
@@ -147,17 +147,14 @@ class Reader:
         self.dir_fd, self.store = open_store(path)
         try:
             self._log = Log(self.dir_fd, self.store)
-            try:
-                self.table = Table(
-                    self.dir_fd,
-                    self.store,
-                    self._log.snapshot,
-                    io=self.io,
-                    max_cached_blocks=max_cached_blocks,
-                )
-            except BaseException:
-                self._log.close()
-                raise
+            self.table = Table(
+                self.dir_fd,
+                self.store,
+                self._log.snapshot,
+                pin=self._log.pin,
+                io=self.io,
+                max_cached_blocks=max_cached_blocks,
+            )
         except BaseException:
             os.close(self.dir_fd)
             raise
@@ -178,9 +175,11 @@ class Reader:
     def closed(self) -> bool:
         return not self._closer.alive
 
-    def rows(self) -> Rows:
-        """All fields by position; see `table.Rows`."""
-        return Rows(self.table, range(len(self.store.schema)), self.wrap, self.refresh)
+    def state(self) -> State:
+        """What the table shows now; raises `BlobClosed`."""
+        if self.closed:
+            raise BlobClosed("I/O operation on closed blob.")
+        return self.table.state
 
     def refresh(self) -> bool:
         """Step to the newest snapshot; return whether it moved. Costs a few microseconds where nothing happened.
@@ -190,13 +189,10 @@ class Reader:
         with self._lock:
             if self.closed:
                 raise BlobClosed("I/O operation on closed blob.")
-            moved = self._log.poll()
-            if moved:
-                self.table.update(self._log.snapshot)
-            else:
+            if not self._log.poll():
                 self._check_path()
-                moved = self.table.snapshot is not self._log.snapshot
-                self.table.update(self._log.snapshot)
+            moved = self.table.snapshot is not self._log.snapshot
+            self.table.update(self._log.snapshot, self._log.pin)
             return moved
 
     def _check_path(self) -> None:
@@ -220,6 +216,8 @@ class Reader:
             raise HistoryRewritten(
                 f"Rows from {cut} on were cut from {self.path!r} after rows {reference.start} to {reference.stop} were pickled"
             )
+        if reference.stop > snapshot.rows:
+            raise HistoryRewritten(f"{self.path!r} has {snapshot.rows} rows; rows to {reference.stop} were pickled")
         if snapshot.first_row > reference.start and reference.start < reference.stop:
             raise RowsTrimmed(
                 f"Rows before {snapshot.first_row} were trimmed from {self.path!r}; the pickle needs row {reference.start}",
@@ -230,7 +228,8 @@ class Reader:
                 snapshot,
                 first_row=max(reference.start, snapshot.first_row),
                 rows=max(reference.stop, snapshot.first_row),
-            )
+            ),
+            self._log.pin,
         )
 
     def close(self) -> None:
@@ -239,7 +238,7 @@ class Reader:
 
 
 def _close(log: Log, dir_fd: int) -> None:
-    log.close()
+    log.pin.close()
     os.close(dir_fd)
 
 

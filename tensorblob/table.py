@@ -20,10 +20,13 @@ from tensorblob.columns import BlockCache, CachedColumn, ColumnRows, MappedColum
 from tensorblob.errors import SchemaMismatch
 from tensorblob.format import Store
 from tensorblob.memory import ReservationRefused
-from tensorblob.schema import Field
+from tensorblob.schema import Field, Schema
 from tensorblob.snapshot import Column, Snapshot
 
 Batch: TypeAlias = torch.Tensor | TensorDictBase
+State: TypeAlias = tuple[Snapshot, tuple[ColumnRows, ...], object]
+"""A snapshot, the readers of its columns, and what keeps its blocks from being unlinked while someone reads."""
+
 WrapView: TypeAlias = Callable[[torch.Tensor, Snapshot, int, int, int], torch.Tensor]
 """Makes what `view` hands out of (tensor, snapshot, field number, start row, stop row)."""
 
@@ -43,7 +46,14 @@ class Table:
     """One handle's view of a blob: `state` is the snapshot and the readers of its columns, replaced together."""
 
     def __init__(
-        self, dir_fd: int, store: Store, snapshot: Snapshot, *, io: str = "map", max_cached_blocks: int | None = None
+        self,
+        dir_fd: int,
+        store: Store,
+        snapshot: Snapshot,
+        *,
+        pin: object = None,
+        io: str = "map",
+        max_cached_blocks: int | None = None,
     ) -> None:
         self._dir_fd = dir_fd
         self.schema = store.schema
@@ -52,7 +62,7 @@ class Table:
         self._cache = None if max_cached_blocks is None else BlockCache(max_cached_blocks)
         self._lock = threading.Lock()
         columns = tuple(map(self._column, self.schema, snapshot.columns))
-        self.state: tuple[Snapshot, tuple[ColumnRows, ...]] = snapshot, columns
+        self.state: State = snapshot, columns, pin
 
     def _column(self, field: Field, column: Column) -> ColumnRows:
         if self._io == "pread":
@@ -66,10 +76,11 @@ class Table:
                 self._cache = BlockCache(REFUSED_CACHE_BLOCKS)
         return CachedColumn(field, self._dir_fd, column, self._cache)
 
-    def update(self, snapshot: Snapshot) -> None:
-        """Step to a newer snapshot of the same blob."""
+    def update(self, snapshot: Snapshot, pin: object = None) -> None:
+        """Step to a newer snapshot of the same blob, kept by `pin`."""
+        assert all(c.origin <= snapshot.first_row and snapshot.rows <= c.stop for c in snapshot.columns)
         with self._lock:
-            before, readers = self.state
+            before, readers, _ = self.state
             if snapshot is before:
                 return
             columns = []
@@ -83,7 +94,7 @@ class Table:
                     columns.append(reader.follow(column))
                 except ReservationRefused:
                     columns.append(self._column(field, column))
-            self.state = snapshot, tuple(columns)
+            self.state = snapshot, tuple(columns), pin
 
     @property
     def snapshot(self) -> Snapshot:
@@ -97,13 +108,21 @@ class Rows:
     all others are TensorDicts.
     """
 
-    def __init__(self, table: Table, numbers: Sequence[int], wrap: WrapView, refresh: Callable[[], bool]) -> None:
-        self._table = table
+    def __init__(
+        self,
+        schema: Schema,
+        numbers: Sequence[int],
+        state: Callable[[], State],
+        wrap: WrapView,
+        refresh: Callable[[], bool],
+    ) -> None:
+        self._schema = schema
         self._numbers = tuple(numbers)
+        self._state = state
         self._wrap = wrap
         self._refresh = refresh
-        fields = [table.schema.fields[number] for number in numbers]
-        self._single = self._numbers[0] if table.schema.is_single else None
+        fields = [schema.fields[number] for number in numbers]
+        self._single = self._numbers[0] if schema.is_single else None
         self._paths = [tuple(field.name.split(".")) for field in fields]
         self._names = [field.name for field in fields]
         self._is_flat = all(len(path) == 1 for path in self._paths)
@@ -118,7 +137,7 @@ class Rows:
         return self._refresh()
 
     def __len__(self) -> int:
-        snapshot = self._table.state[0]
+        snapshot = self._state()[0]
         return snapshot.rows - snapshot.first_row
 
     def __iter__(self) -> Iterator[Batch]:
@@ -141,7 +160,7 @@ class Rows:
 
     def row(self, index: int) -> Batch:
         """A copy of the row at a position (negative: from the end); `IndexError` beyond."""
-        snapshot, columns = self._table.state
+        snapshot, columns, _pin = self._state()
         length = snapshot.rows - snapshot.first_row
         if index < 0:
             index += length
@@ -178,7 +197,7 @@ class Rows:
         return list(self.gather(indices).unbind(0))
 
     def _slice(self, index: slice) -> Batch:
-        snapshot, columns = self._table.state
+        snapshot, columns, _pin = self._state()
         positions = range(*index.indices(snapshot.rows - snapshot.first_row))
         flip = positions.step < 0
         rows = positions[::-1] if flip else positions
@@ -199,7 +218,7 @@ class Rows:
         dtype and shape (len(indices), *shape), or is a TensorDict of such, and is returned. Raises `IndexError`
         beyond the rows, `TypeError` for indices that are not integers, `ValueError` for ones that are not 1-D.
         """
-        snapshot, columns = self._table.state
+        snapshot, columns, _pin = self._state()
         first, length = snapshot.first_row, snapshot.rows - snapshot.first_row
         rows = _as_indices(indices)
         count = rows.shape[0]
@@ -215,14 +234,14 @@ class Rows:
                 rows = rows + first
         if self._single is not None:
             if out is not None:
-                _check_out(out, self._table.schema.fields[0], count)
+                _check_out(out, self._schema.fields[0], count)
             return columns[self._single].take(rows, out)
         if out is None:
             return self._assemble([columns[number].take(rows, None) for number in self._numbers], [count])
         targets = []
         for number, path in zip(self._numbers, self._paths, strict=True):
             target = out.get(path) if isinstance(out, TensorDictBase) else None
-            _check_out(target, self._table.schema.fields[number], count)
+            _check_out(target, self._schema.fields[number], count)
             targets.append(target)
         for number, target in zip(self._numbers, targets, strict=True):
             columns[number].take(rows, target)
@@ -230,18 +249,13 @@ class Rows:
 
     # -- zero-copy ----------------------------------------------------------------------------------------------------
 
-    def _range(self, start: int, stop: int | None) -> tuple[int, int]:
-        snapshot = self._table.state[0]
-        low, high, _ = slice(start, stop).indices(snapshot.rows - snapshot.first_row)
-        return low, max(low, high)
-
     def runs(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """The parts of positions `start` to `stop` (as in a slice) that are each contiguous in memory, as (start,
         stop).
         """
-        snapshot, columns = self._table.state
+        snapshot, columns, _pin = self._state()
         first = snapshot.first_row
-        low, high = self._range(start, stop)
+        low, high = _range(snapshot, start, stop)
         bounds = {low, high}
         for number in self._numbers:
             bounds.update(row - first for run in columns[number].runs(low + first, high + first) for row in run)
@@ -256,14 +270,19 @@ class Rows:
         they travel by reference (path, history, rows). Raises `SeamError` where the rows are not contiguous in memory
         (`runs`).
         """
-        snapshot, columns = self._table.state
+        snapshot, columns, _pin = self._state()
         first = snapshot.first_row
-        low, high = self._range(start, stop)
+        low, high = _range(snapshot, start, stop)
         leaves = [
             self._wrap(columns[number].view(low + first, high + first), snapshot, number, low + first, high + first)
             for number in self._numbers
         ]
         return leaves[0] if self._single is not None else self._assemble(leaves, [high - low])
+
+
+def _range(snapshot: Snapshot, start: int, stop: int | None) -> tuple[int, int]:
+    low, high, _ = slice(start, stop).indices(len(snapshot))
+    return low, max(low, high)
 
 
 _INTEGERS = frozenset(

@@ -17,21 +17,24 @@ can be appended while earlier ones are made durable.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
+from filelock import FileLock
 
 from tensorblob import files
 from tensorblob.blocks import Blocks
 from tensorblob.edit import Block, Cut, Durable, Grow, Metadata, Note, Op, Patch, Retention, Tail, Trim
 from tensorblob.errors import BlobClosed, Corrupt, ForkedHandle, OutcomeUnknown, SyncFailed
 from tensorblob.flusher import Flusher
-from tensorblob.format import Store, block_path, decode_log, encode_note, log_seed, manifest_name
+from tensorblob.format import Store, block_path, copy_json, decode_log, log_seed, manifest_name
 from tensorblob.growth import Array, Growth
 from tensorblob.manifest import MAX_EDITS, Manifest, generations, remove_superseded, session
 from tensorblob.replay import Replay
@@ -58,7 +61,7 @@ Place = Callable[[Snapshot, Sequence[Growth]], list[Op]]
 class Writer:
     """The open writing end of a blob. Any number of threads may use it, one change at a time.
 
-    path, dir_fd, store: an existing blob; `dir_fd` stays the caller's. durability: "process" (survives kill -9) or
+    path, dir_fd, store: an existing blob; `dir_fd` is the writer's from now on. durability: "process" (survives kill -9) or
     "power" (every commit is synced before it is acknowledged). flush_every_s: at "process", make commits durable this
     often. timeout_s: how long to wait for another writer. Raises `WriterBusy`, `ReadOnlyStore`, `Corrupt` or
     `UnsupportedFormat`, with every committed row as it was.
@@ -74,7 +77,6 @@ class Writer:
         flush_every_s: float | None = None,
         timeout_s: float = 0.0,
     ) -> None:
-        check_durability(durability, flush_every_s)
         self.path, self.dir_fd, self.store = path, dir_fd, store
         self._is_power = durability == "power"
         self._row_nbytes = store.schema.row_nbytes
@@ -96,9 +98,11 @@ class Writer:
         """Bytes in blocks that were sealed since the flusher was woken."""
         self._is_due = False
         """Something has to be done before the next change: see `_prepare`."""
-        self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
         self._flusher: Flusher | None = None
+        self._writer_lock: FileLock | None = None
         try:
+            check_durability(durability, flush_every_s)
+            self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
             self._enter()
         except BaseException:
             self._leave()
@@ -248,7 +252,24 @@ class Writer:
                     files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
             os.close(self._producer_fd)
             self._producer_fd = -1
-        files.unlock_writer(self._writer_lock)
+        if self._writer_lock is not None:
+            files.unlock_writer(self._writer_lock)
+            self._writer_lock = None
+        if self.dir_fd >= 0:
+            os.close(self.dir_fd)
+            self.dir_fd = -1
+
+    def __del__(self, warn: Any = warnings.warn) -> None:
+        if getattr(self, "_manifest", None) is not None and self._forks == _forks:
+            warn(
+                f"unclosed writer of {self.path!r}: committed rows are there, but not flushed",
+                ResourceWarning,
+                source=self,
+            )
+            if self._flusher is not None:
+                self._flusher.stop(wait=False)
+            with contextlib.suppress(Exception):
+                self._leave()
 
     @property
     def _current(self) -> Manifest:
@@ -309,40 +330,57 @@ class Writer:
         if self._is_due:
             self._rotate()
 
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Hold `_lock`, with nothing left to be done before a change."""
+        while True:
+            self._prepare()
+            with self._lock:
+                if not self._is_due:
+                    yield
+                    return
+
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None = None) -> None:
         """Append `count` rows: one array per field, as `batch` makes them."""
-        if self._is_due or self._forks != _forks:
-            self._prepare()
-        with self._lock:
-            offset = -1
-            try:
-                tails = []
-                for growth, rows in zip(self._growths, columns):  # noqa: B905 - batch gives one for each
-                    tail = growth.grow(rows, count)
-                    if tail is None:
-                        break
-                    tails.append(tail)
-                else:
-                    if self._is_plain and metadata is None:  # the common case: nothing but the tails changes
-                        manifest = self._current
-                        offset = manifest.offset
-                        manifest.append((Grow(tuple(tails)),))  # the commit point
-                        self._note_grown(tails, count)
-                        return
-                if len(tails) == len(columns):
-                    ops: list[Op] = [Grow(tuple(tails))]
-                else:
-                    self._restore()
-                    ops = self._append_ops(columns)
-                self._stage(ops, metadata)
-            except BaseException:
-                if offset >= 0 and self._current.offset != offset:
-                    self._note_grown(tails, count)  # interrupted after the edit was visible: it counts
-                else:
-                    self._restore()
-                raise
+        is_done = False
+        while not is_done:
+            if self._is_due or self._forks != _forks:
+                self._prepare()
+            with self._lock:
+                if not self._is_due:
+                    self._append(columns, count, metadata)
+                    is_done = True
+
+    def _append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None) -> None:
+        offset = -1
+        try:
+            tails = []
+            for growth, rows in zip(self._growths, columns):  # noqa: B905 - batch gives one for each
+                tail = growth.grow(rows, count)
+                if tail is None:
+                    break
+                tails.append(tail)
+            else:
+                if self._is_plain and metadata is None:  # the common case: nothing but the tails changes
+                    manifest = self._current
+                    offset = manifest.offset
+                    manifest.append((Grow(tuple(tails)),))  # the commit point
+                    self._note_grown(tails, count)
+                    return
+            if len(tails) == len(columns):
+                ops: list[Op] = [Grow(tuple(tails))]
+            else:
+                self._restore()
+                ops = self._append_ops(columns)
+            self._stage(ops, metadata)
+        except BaseException:
+            if offset >= 0 and self._current.offset != offset:
+                self._note_grown(tails, count)  # interrupted after the edit was visible: it counts
+            else:
+                self._restore()
+            raise
 
     def _note_grown(self, tails: list[tuple[int, int]], count: int) -> None:
         self._grown = tails
@@ -361,8 +399,7 @@ class Writer:
 
     def change(self, place: Place, metadata: dict[str, Any] | None = None) -> None:
         """Make any other change: commit the operations that `place(snapshot, growths)` returns, as one edit."""
-        self._prepare()
-        with self._lock:
+        with self._ready():
             try:
                 ops = place(self.pending, self._growths)
                 if ops:
@@ -405,9 +442,8 @@ class Writer:
 
         A change that fails inside it is taken back alone, if the body goes on.
         """
-        check_metadata(metadata)
-        self._prepare()
-        with self._lock:
+        metadata = check_metadata(metadata)
+        with self._ready():
             if self._staged is not None:
                 raise RuntimeError("Transactions do not nest: one is open already")
             self._staged, self._owner = self.snapshot, threading.get_ident()
@@ -443,6 +479,8 @@ class Writer:
             if trimmed.first_row > after.first_row:
                 ops, after = [*ops, trimmed], after.apply((trimmed,))
         assert len({column.stop for column in after.columns}) == 1, "all columns or none"
+        if manifest.is_broken or (self._is_power and self._blocks.poisoned):
+            raise SyncFailed(errno.EIO, "An earlier sync failed while this change was under way; make it again")
         if self._is_power:
             self._blocks.sync(self._blocks.dirty())
         offset = manifest.offset
@@ -487,14 +525,17 @@ class Writer:
             raise OutcomeUnknown(
                 error.errno, f"The commit up to row {rows} is visible, but may not be durable: {error.strerror}"
             ) from error
-        self._mark(manifest, manifest.offset, rows)
+        self._mark(manifest, manifest.offset, self._snapshot)
 
-    def _mark(self, manifest: Manifest, offset: int, rows: int) -> None:
-        """Append a durable mark. It only says what is so already: failing to leave it fails nobody."""
+    def _mark(self, manifest: Manifest, offset: int, synced: Snapshot) -> None:
+        """Append a durable mark: `synced` was the snapshot at `offset`. It only says what is so: its failure fails nobody."""
+        self._close_sealed()
         if manifest is not self._manifest or manifest.is_broken:
             return
         with contextlib.suppress(OSError):
-            snapshot, before, mark = self.snapshot, manifest.offset, (Durable(offset, rows),)
+            snapshot, before = self.snapshot, manifest.offset
+            cut = snapshot.cut_after(synced.history)
+            mark = (Durable(offset, synced.rows if cut is None else min(synced.rows, cut)),)
             manifest.append(mark)
             self._snapshot = snapshot.apply(mark)
             if self._staged is not None:
@@ -513,7 +554,7 @@ class Writer:
         with self._sync_lock:
             with self._lock:
                 manifest = self._current
-                offset, rows = manifest.offset, self.snapshot.rows
+                offset, synced = manifest.offset, self.snapshot
                 if self._blocks.poisoned or manifest.is_broken:
                     self._rotate()
                     return
@@ -527,12 +568,15 @@ class Writer:
                 with self._lock:
                     self._is_due = True  # have a failure noticed before the next change
             with self._lock:
-                self._mark(manifest, offset, rows)
-                blocks = (block for column in self.snapshot.columns for block in (column.tail, column.patch))
-                staged = self._growths
-                growing = {block.id for block in blocks if block is not None}
-                growing |= {b.id for growth in staged for b in (growth.tail, growth.patch) if b is not None}
-                self._blocks.close_sealed(growing)
+                self._mark(manifest, offset, synced)
+
+    def _close_sealed(self) -> None:
+        if not self._blocks.may_close:
+            return
+        named = (block for column in self.snapshot.columns for block in (column.tail, column.patch))
+        growing = {block.id for block in named if block is not None}
+        growing |= {b.id for growth in self._growths for b in (growth.tail, growth.patch) if b is not None}
+        self._blocks.close_sealed(growing)
 
     def _flush_in_background(self) -> None:
         if self._manifest is not None and self._forks == _forks:
@@ -624,10 +668,10 @@ def check_durability(durability: str, flush_every_s: float | None) -> None:
         raise ValueError(f"flush_every_s must be positive, got {flush_every_s!r}")
 
 
-def check_metadata(metadata: dict[str, Any] | None) -> None:
-    """Raise `TypeError` unless `metadata` is None or a JSON object."""
+def check_metadata(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a copy of `metadata`; raise `TypeError` unless it is None or a JSON object."""
     if metadata is None:
-        return
+        return None
     if not isinstance(metadata, dict):
         raise TypeError(f"metadata must be a dict, got {type(metadata).__name__!r}")
-    encode_note(metadata)
+    return copy_json(metadata)

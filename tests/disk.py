@@ -60,6 +60,8 @@ class Disk:
         self.acts: list[Act] = []
         self.watch: Callable[[Act], None] | None = None
         """Called with each act just before it is done."""
+        self.after: Callable[[Act], None] | None = None
+        """Called with each write when its bytes are in the kernel."""
         self._choose: Callable[[Act], bool] | None = None
         self._error = 0
         self._is_short = False
@@ -138,7 +140,10 @@ class Disk:
             if self._is_short and len(content) > 1:
                 os.pwrite(fd, content[: len(content) // 2], offset)
             raise OSError(self._error, os.strerror(self._error))
-        return os.pwrite(fd, data, offset)
+        count = os.pwrite(fd, data, offset)
+        if self.after is not None:
+            self.after(self.acts[-1])
+        return count
 
     def fsync(self, fd: int, sync: Callable[[int], None]) -> None:
         path, known = self.on_fd(fd)

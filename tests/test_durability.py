@@ -1,0 +1,841 @@
+"""What is written, synced, renamed and unlinked in which order; and what is left when any of it fails.
+
+A `Ledger` holds every durable act against the protocol. Faults are made at every place in turn: the k-th act fails, for every
+k. Whatever failed, the outcome is a commit or nothing, and the handle, the readers and the next writer go on from there.
+"""
+
+import errno
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from api_support import SHAPE, create, numbers, rows, stored
+from disk import KINDS, SPACE, SYNCS, Act, Disk, put_between, without_platters
+
+import tensorblob as tb
+
+ROW_NBYTES = 4096
+COMMITTING = {"grow", "tail", "splice", "trim", "cut", "note", "metadata", "retention"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "x.blob"
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    without_platters(monkeypatch)
+    monkeypatch.undo()
+    return put_between(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def no_background_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorblob.flusher.Flusher.wake", lambda self: None)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """The test's own time limit ends a wait that is in vain."""
+    while not condition():
+        time.sleep(0.001)
+
+
+def open_new(path: Path, mode: str = "w+", **options: Any) -> tb.TensorBlob:
+    return tb.TensorBlob.open(path, mode, **({"dtype": "float32", "shape": SHAPE, "block_rows": 4} | options))
+
+
+# ---- order
+
+
+class Ledger:
+    """Watches one blob's disk and asserts the order of its acts; `acknowledge` after every call that returned."""
+
+    def __init__(self, disk: Disk, *, is_power: bool) -> None:
+        self.is_power = is_power
+        self.dirty: dict[int, str] = {}
+        """Inodes with bytes that are not synced, and where they lie."""
+        self.unsynced_names: dict[str, set[str]] = {}
+        """Directories with names that are not synced."""
+        self.committed: dict[str, int] = {}
+        """Block files and how many of their bytes are committed."""
+        self.inodes: dict[str, int] = {}
+        self.unacknowledged = False
+        self.acknowledged = self.marked = self.generations = self.unlinked = 0
+        disk.watch = self.see
+
+    def see(self, act: Act) -> None:
+        directory, name = os.path.split(act.path)
+        match act.kind:
+            case "create" | "mkdir":
+                self.unsynced_names.setdefault(directory, set()).add(name)
+            case "link":
+                self.unsynced_names.setdefault(os.path.dirname(act.target), set()).add(os.path.basename(act.target))
+            case "write":
+                self.see_write(act)
+            case "sync":
+                self.dirty.pop(act.inode, None)
+            case "syncdir":
+                self.unsynced_names.pop(act.path, None)
+            case "truncate":
+                assert act.offset >= act.size, f"{act.path} is shrunk: a reader may have it mapped"
+            case "rename":
+                self.see_rename(act)
+            case "unlink" if act.is_manifest or act.path in self.committed:
+                assert not self.hidden_generation(directory), f"{act} before its successor is durable"
+                self.unlinked += 1
+        if act.kind == "unlink":
+            self.unsynced_names.get(directory, set()).discard(name)
+
+    def hidden_generation(self, path: str) -> set[str]:
+        top = path.partition("/blocks")[0]
+        return {name for name in self.unsynced_names.get(top, ()) if name.startswith("manifest.")}
+
+    def undurable(self, blob: str) -> list[str]:
+        """Files and names below the blob's blocks that a power loss might take."""
+        files = [path for path in self.dirty.values() if path.startswith(f"{blob}/blocks/")]
+        names = [f"{d}/{n}" for d, ns in self.unsynced_names.items() if d.startswith(f"{blob}/blocks") for n in ns]
+        return files + names
+
+    def see_write(self, act: Act) -> None:
+        blob = act.path.partition("/")[0]
+        if act.is_block:
+            assert act.offset >= self.committed.get(act.path, 0), f"{act} overwrites committed rows"
+        elif act.is_manifest:
+            assert act.offset == act.size, f"{act} is no append"
+            edit = json.loads(act.data[9:])
+            names = {op[0] for op in edit}
+            if names & COMMITTING and "state" not in names:
+                self.unacknowledged = True
+                if self.is_power:
+                    assert not self.undurable(blob), f"{act} before its rows are durable"
+                    assert not self.hidden_generation(blob), "a commit before its generation is durable"
+            if "durable" in names:
+                ((_, offset, _),) = [op for op in edit if op[0] == "durable"]
+                assert act.inode not in self.dirty or offset <= self.synced(act), f"{act} claims what is not synced"
+                assert not self.undurable(blob), f"{act} claims rows that are not synced"
+                self.marked += 1
+                return  # a mark need not be durable itself
+            self.learn(blob, edit)
+        self.dirty[act.inode] = act.path
+
+    def synced(self, act: Act) -> int:
+        return 0
+
+    def learn(self, blob: str, edit: list[Any]) -> None:
+        for name, *values in edit:
+            if name in ("tail", "patch"):
+                block, count = values[1], values[-2]
+                (self.grow_tail if name == "tail" else self.grow_patch)(f"{blob}/blocks/data/{block}", count)
+            if name == "block":
+                self.committed[f"{blob}/blocks/data/{values[1]}"] = values[2] * ROW_NBYTES
+            if name == "grow" and values[0][0] is not None:
+                self.grow_tail(self.tail, values[0][0][0])
+
+    tail = ""
+
+    def grow_tail(self, path: str, count: int) -> None:
+        self.tail = path
+        self.committed[path] = count * ROW_NBYTES
+
+    def grow_patch(self, path: str, count: int) -> None:
+        self.committed[path] = count * ROW_NBYTES
+
+    def see_rename(self, act: Act) -> None:
+        directory, name = os.path.split(act.target)
+        if name.startswith("manifest."):
+            assert act.inode not in self.dirty, f"{act} before its checkpoint is synced"
+            assert not self.undurable(directory), f"{act} before all that it names is durable"
+            self.generations += 1
+        elif act.path.endswith(".new"):
+            inside = [p for p in self.dirty.values() if p.startswith(f"{act.path}/")]
+            inside += [d for d, names in self.unsynced_names.items() if d.startswith(act.path) and names]
+            assert not inside, f"{act} before all of it is durable"
+        self.unsynced_names.setdefault(directory, set()).add(name)
+        self.unsynced_names.get(os.path.dirname(act.path), set()).discard(os.path.basename(act.path))
+
+    def acknowledge(self) -> None:
+        """A call returned: what it committed must be durable at "power"."""
+        if self.is_power and self.unacknowledged:
+            manifests = [path for path in self.dirty.values() if os.path.basename(path).startswith("manifest.")]
+            assert not manifests, "acknowledged before the manifest is synced"
+            self.acknowledged += 1
+        self.unacknowledged = False
+
+
+def workload(path: Path, other: Path) -> list[Callable[[tb.TensorBlob], object]]:
+    copies = itertools.count()
+    return [
+        lambda blob: blob.write(rows(0, 1, 2)),
+        lambda blob: blob.write(rows(3)),
+        lambda blob: blob.write(rows(4, 5, 6, 7, 8, 9)),
+        lambda blob: (blob.seek(1), blob.write(rows(50))),
+        lambda blob: (blob.seek(1), blob.write(rows(51, 52))),
+        lambda blob: blob.flush(),
+        lambda blob: (blob.seek(9), blob.write(rows(53, 54))),
+        lambda blob: blob.truncate(6),
+        lambda blob: blob.write(rows(10)),
+        lambda blob: blob.set_metadata({"a": 1}),
+        lambda blob: blob.copy(path.with_name(f"copy {next(copies)}.blob")),
+        lambda blob: blob.write(rows(11, 12)),
+        lambda blob: blob.extend(other),
+        lambda blob: blob.write(rows(13)),
+        lambda blob: blob.extend(other, maintain_order=False),
+        lambda blob: blob.flush(),
+        lambda blob: blob.compact(),
+        lambda blob: blob.write(rows(14, 15)),
+        lambda blob: blob.trim(7),
+        lambda blob: transact(blob, [16, 17], [18]),
+        lambda blob: blob.truncate(0),
+        lambda blob: blob.write(rows(19)),
+    ]
+
+
+def transact(blob: tb.TensorBlob, *batches: list[int]) -> None:
+    with blob.transaction():
+        for batch in batches:
+            blob.write(rows(*batch))
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.usefixtures("no_background_flush")
+def test_every_act_is_in_the_order_of_the_protocol(
+    durability: str, path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensorblob.writer.MAX_EDITS", 9)
+    other = create(path.with_name("other.blob"), 6)
+    ledger = Ledger(disk, is_power=durability == "power")
+    with open_new(path, durability=durability) as blob:
+        for act in workload(path, other) * 3:
+            act(blob)
+            ledger.acknowledge()
+    ledger.acknowledge()
+    assert ledger.generations > 5 and ledger.unlinked > 10 and ledger.marked > 2
+    assert ledger.acknowledged > 30 or durability == "process"
+    assert not ledger.undurable("x.blob"), "close is a flush"
+
+
+def test_a_power_commit_is_exactly_these_acts(path: Path, disk: Disk) -> None:
+    with open_new(path, durability="power") as blob:
+        blob.write(rows(0))
+        for batch, expected in [
+            ([1, 2], ["write block", "sync block", "write manifest", "sync manifest", "write manifest"]),
+            (
+                [3, 4],  # the first of them in the full block's rest
+                ["write block", "create block", "write block", "sync block", "sync block", "syncdir blocks/data",
+                 "write manifest", "sync manifest", "write manifest"],
+            ),
+        ]:  # fmt: skip
+            mark = len(disk.acts)
+            blob.write(rows(*batch))
+            found = []
+            for act in disk.acts[mark:]:
+                if act.kind != "allocate":
+                    what = "manifest" if act.is_manifest else "block" if act.is_block else act.path.partition("/")[2]
+                    found.append(f"{act.kind} {what}")
+            assert found == expected
+
+
+@pytest.mark.usefixtures("no_background_flush")
+def test_a_process_commit_syncs_nothing(path: Path, disk: Disk) -> None:
+    with open_new(path) as blob:
+        blob.write(rows(0))
+        mark = len(disk.acts)
+        for number in range(1, 20):
+            blob.write(rows(number))
+        blob.seek(3)
+        blob.write(rows(50))
+        blob.truncate(12)
+        assert disk.since(mark, *SYNCS) == []
+
+
+@pytest.mark.usefixtures("no_background_flush")
+def test_flush_and_close_make_all_rows_durable_and_say_so(path: Path, disk: Disk) -> None:
+    with open_new(path) as blob, tb.TensorBlob.open(path) as reader:
+        blob.write(rows(*range(6)))
+        reader.refresh()
+        assert (blob.rows, blob.durable_rows, reader.durable_rows) == (6, 0, 0)
+        blob.flush()
+        mark = len(disk.acts)
+        assert reader.refresh()
+        assert (blob.durable_rows, reader.durable_rows) == (6, 6)
+        blob.flush()
+        assert disk.since(mark) == [], "there is nothing to do"
+        blob.write(rows(6))
+        assert (blob.rows, blob.durable_rows) == (7, 6)
+        blob.close()
+        reader.refresh()
+        assert reader.durable_rows == 7
+    assert {os.path.basename(act.path) for act in disk.since(mark, "sync")} >= {"manifest.000001"}
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_a_new_generation_is_a_flush(
+    durability: str, path: Path, monkeypatch: pytest.MonkeyPatch, no_background_flush: None
+) -> None:
+    monkeypatch.setattr("tensorblob.writer.MAX_EDITS", 5)
+    with open_new(path, durability=durability) as blob:
+        for number in range(12):
+            blob.write(rows(number))
+            if durability == "power":
+                assert blob.durable_rows == number + 1
+        assert blob.durable_rows >= 5
+    with tb.TensorBlob.open(path) as reader:
+        assert reader.durable_rows == 12
+
+
+def test_sealed_blocks_are_made_durable_in_the_background(path: Path) -> None:
+    with open_new(path) as blob, tb.TensorBlob.open(path) as reader:
+        blob.write(rows(0, 1))
+        blob.write(rows(2, 3, 4, 5, 6))
+
+        def is_durable() -> bool:
+            reader.refresh()
+            return reader.durable_rows >= 4
+
+        wait_until(is_durable)
+
+
+def test_flush_every_s_makes_rows_durable_without_being_asked(path: Path) -> None:
+    with open_new(path, flush_every_s=0.005) as blob, tb.TensorBlob.open(path) as reader:
+        for number in range(3):
+            blob.write(rows(number))
+
+            def is_durable(stop: int = number + 1) -> bool:
+                reader.refresh()
+                return reader.durable_rows == stop
+
+            wait_until(is_durable)
+
+
+def test_a_writer_syncs_the_directory_of_a_generation_before_it_removes_the_one_before(
+    path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    """Its predecessor may have died between the rename and the sync that makes the rename last."""
+    blob = open_new(path, durability="power")
+    blob.write(rows(0, 1, 2))
+
+    class Died(BaseException):
+        pass
+
+    def die_at_the_sync(act: Act) -> None:
+        if act.kind == "syncdir" and act.path == "x.blob":
+            raise Died
+
+    disk.watch = die_at_the_sync
+    with pytest.raises(Died):
+        blob.truncate(1), blob.compact()
+    assert len(list(path.glob("manifest.*"))) == 2
+    abandon(blob)
+    ledger = Ledger(disk, is_power=True)
+    ledger.unsynced_names["x.blob"] = {"manifest.000002"}
+    with open_new(path, "a", durability="power") as blob:
+        blob.write(rows(3))
+        ledger.acknowledge()
+    assert ledger.unlinked and len(list(path.glob("manifest.*"))) == 1
+    assert stored(path) == [0, 3]
+
+
+def abandon(blob: tb.TensorBlob) -> None:
+    """Let go of a writer's locks as its death would, and of nothing else."""
+    writer = blob._writer
+    assert writer is not None
+    os.close(writer._producer_fd)
+    writer._writer_lock.release(force=True)
+    blob._closed, writer._manifest = True, None
+
+
+# ---- syncs that fail
+
+
+def write_or_not(blob: tb.TensorBlob, model: list[int], batch: list[int]) -> BaseException | None:
+    """Write a batch, and note in `model` what the outcome says about it."""
+    try:
+        blob.write(rows(*batch))
+    except tb.OutcomeUnknown as error:
+        model += batch
+        return error
+    except tb.SyncFailed as error:
+        return error
+    model += batch
+    return None
+
+
+def assert_never_synced_again(disk: Disk) -> None:
+    failed = set()
+    for act in disk.acts:
+        if act.kind == "sync":
+            assert act.inode not in failed, f"{act} after its sync failed: the kernel may say yes and mean nothing"
+        if act.kind == "sync" and act.failed:
+            failed.add(act.inode)
+
+
+BATCHES = [[0], [1, 2], [3, 4], [5, 6, 7, 8], [9], [10, 11, 12]]
+
+
+@pytest.mark.usefixtures("no_background_flush")
+def test_a_failed_sync_costs_at_most_its_own_commit_and_the_next_goes_to_new_files(path: Path, disk: Disk) -> None:
+    raised = set()
+    for nth in itertools.count():
+        disk.acts.clear()
+        path = path.with_name(f"{nth}.blob")
+        model: list[int] = []
+        with open_new(path, durability="power") as blob:
+            with disk.failing(nth, SYNCS) as fault:
+                for batch in BATCHES:
+                    had_fired = fault.fired
+                    error = write_or_not(blob, model, batch)
+                    assert (error is not None) == (fault.fired and not had_fired), "one failure, one error"
+                    raised.add(type(error))
+                    assert stored(path) == model == numbers(blob[:])
+                    if error is not None:
+                        before = generation(path)
+                    if had_fired:
+                        assert generation(path) > before, "the next commit begins a new generation"
+                if fault.fired:
+                    assert blob.durable_rows == blob.rows
+            broken = [act for act in disk.acts if act.failed and act.is_block]
+            live = {placed.span.block for placed in blob.snapshot.columns[0].placed()}
+            if had_fired:
+                assert not {os.path.basename(act.path) for act in broken} & live, "no row stays in a poisoned file"
+        assert_never_synced_again(disk)
+        assert stored(path) == model
+        with open_new(path, "a") as blob:
+            blob.write(rows(99))
+        assert stored(path) == [*model, 99]
+        if not fault.fired:
+            break
+    assert nth > 12 and raised == {type(None), tb.SyncFailed, tb.OutcomeUnknown}
+
+
+def generation(path: Path) -> int:
+    return max(int(manifest.name[-6:]) for manifest in path.glob("manifest.*"))
+
+
+@pytest.mark.usefixtures("no_background_flush")
+def test_a_failed_flush_says_so_and_the_next_one_makes_all_rows_durable(path: Path, disk: Disk) -> None:
+    for nth in itertools.count():
+        disk.acts.clear()
+        path = path.with_name(f"{nth}.blob")
+        with open_new(path) as blob:
+            failures = 0
+            with disk.failing(nth, SYNCS) as fault:
+                for place, batch in enumerate(BATCHES):
+                    blob.write(rows(*batch))
+                    assert stored(path) == list(range(blob.rows)), "a failed flush takes no commit back"
+                    try:
+                        blob.flush()
+                    except tb.SyncFailed:
+                        failures += 1
+                        assert blob.durable_rows < blob.rows or place == 0
+                    else:
+                        assert blob.durable_rows == blob.rows
+            assert failures == fault.fired
+        assert_never_synced_again(disk)
+        assert stored(path) == list(range(13))
+        if not fault.fired:
+            break
+    assert nth > 12
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_a_disk_that_syncs_no_more_loses_no_row_that_was_acknowledged(durability: str, path: Path, disk: Disk) -> None:
+    with open_new(path, durability=durability) as blob:
+        model: list[int] = []
+        for batch in BATCHES[:2]:
+            assert write_or_not(blob, model, batch) is None
+        with disk.failing(0, SYNCS, lasting=True):
+            for batch in BATCHES[2:]:
+                write_or_not(blob, model, batch)
+                assert numbers(blob[:]) == stored(path) == model
+            with pytest.raises(tb.SyncFailed):
+                blob.flush()
+            assert numbers(blob[:]) == stored(path) == model
+        assert write_or_not(blob, model, [100]) is None, "it works again as soon as the disk does"
+        blob.flush()
+        assert blob.durable_rows == blob.rows
+    assert_never_synced_again(disk)
+    assert stored(path) == model and model[:3] == [0, 1, 2] and model[-1] == 100
+
+
+def test_close_reports_rows_that_could_not_be_made_durable_and_is_closed_all_the_same(path: Path, disk: Disk) -> None:
+    blob = open_new(path)
+    blob.write(rows(0, 1))
+    with disk.failing(0, SYNCS, lasting=True), pytest.raises(tb.SyncFailed):
+        blob.close()
+    assert blob.closed
+    with open_new(path, "a") as blob:
+        blob.write(rows(2))
+    assert stored(path) == [0, 1, 2]
+
+
+def test_what_fails_in_the_background_is_healed_by_the_next_commit(path: Path, disk: Disk) -> None:
+    with open_new(path) as blob:
+        with disk.failing(0, ("sync",)) as fault:
+            blob.write(rows(0, 1, 2, 3, 4))
+            wait_until(lambda: fault.fired)
+        for number in range(5, 30):
+            blob.write(rows(number))
+        blob.flush()
+        assert blob.durable_rows == blob.rows == 30
+        assert numbers(blob[:]) == list(range(30))
+    assert_never_synced_again(disk)
+    assert stored(path) == list(range(30))
+
+
+def test_rows_that_the_kernel_dropped_when_their_sync_failed_are_not_passed_on(path: Path, disk: Disk) -> None:
+    """After EIO the page cache may hold anything. What moves to a new file is checked against its checksum."""
+    with open_new(path, durability="power") as blob:
+        blob.write(rows(0, 1))
+        with disk.failing(0, ("sync",)), pytest.raises(tb.SyncFailed):
+            blob.write(rows(2))
+        (block,) = (path / "blocks" / "data").iterdir()
+        with block.open("r+b") as file:
+            file.write(bytes(ROW_NBYTES))
+            file.seek(0)
+            file.write(b"\1")
+        with pytest.raises(tb.Corrupt):
+            blob.write(rows(3))
+        with pytest.raises(tb.Corrupt):
+            blob.close()
+
+
+@pytest.mark.usefixtures("no_background_flush")
+def test_a_flush_claims_only_what_it_synced_though_rows_are_cut_and_written_meanwhile(path: Path, disk: Disk) -> None:
+    with open_new(path) as blob:
+        blob.write(rows(*range(10)))
+
+        def cut_once(act: Act) -> None:
+            if act.kind == "sync":
+                disk.watch = None
+                blob.truncate(5)
+                blob.write(rows(*range(50, 60)))
+
+        disk.watch = cut_once
+        blob.flush()
+        assert blob.rows == 15
+        assert blob.durable_rows <= 5, "rows 5 and on were never synced"
+        with tb.TensorBlob.open(path) as reader:
+            assert reader.durable_rows <= 5
+        blob.flush()
+        assert blob.durable_rows == 15
+
+
+def test_a_sync_that_fails_while_another_thread_writes_fails_neither_it_nor_later_writes(
+    path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    syncing, placed = threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+    with open_new(path) as blob:
+        blob.write(rows(0))
+
+        def flush() -> None:
+            try:
+                blob.flush()
+            except tb.SyncFailed as error:
+                failures.append(error)
+
+        flusher = threading.Thread(target=flush)
+
+        def meet(act: Act) -> None:
+            if threading.current_thread() is flusher and act.kind == "sync" and act.is_manifest:
+                syncing.set()
+                placed.wait()
+            if threading.current_thread() is not flusher and act.kind == "write" and act.is_block:
+                disk.watch = None
+                placed.set()
+                writer = blob._writer
+                assert writer is not None
+                wait_until(lambda: writer._manifest is None or writer._manifest.is_broken)
+
+        disk.watch = meet
+        disk.fail_when(lambda act: act.kind == "sync" and act.is_manifest)
+        flusher.start()
+        syncing.wait()
+        model = [0]
+        try:
+            blob.write(rows(1))
+            model.append(1)
+        except OSError:
+            pass
+        disk.heal()
+        flusher.join()
+        assert len(failures) == 1
+        assert stored(path) == numbers(blob[:]) == model
+        blob.write(rows(2))
+        assert stored(path) == [*model, 2]
+    assert stored(path) == [*model, 2]
+
+
+# ---- appends to the manifest that fail
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize(
+    ("error", "short", "raises"),
+    [
+        (errno.ENOSPC, False, tb.DiskFull),
+        (errno.EDQUOT, True, tb.DiskFull),
+        (errno.EIO, False, OSError),
+        (errno.EIO, True, OSError),
+    ],
+)
+def test_a_commit_whose_record_could_not_be_written_never_was(
+    durability: str, error: int, short: bool, raises: type[OSError], path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    changes: list[Callable[[tb.TensorBlob], object]] = [
+        lambda blob: blob.write(rows(100)),
+        lambda blob: blob.write(rows(*range(100, 110))),
+        lambda blob: (blob.seek(2), blob.write(rows(100, 101))),
+        lambda blob: blob.truncate(3),
+        lambda blob: blob.trim(3),
+        lambda blob: blob.set_metadata({"a": 2}),
+        lambda blob: transact(blob, [100], [101, 102, 103, 104]),
+    ]
+    with open_new(path, durability=durability) as blob, tb.TensorBlob.open(path) as follower:
+        blob.write(rows(*range(6)))
+        model = list(range(6))
+        for number, change in enumerate(changes):
+            snapshot = blob.snapshot
+            disk.fail_when(lambda act: act.kind == "write" and act.is_manifest, error)
+            disk._is_short = short
+            with pytest.raises(raises) as caught:
+                change(blob)
+            assert caught.value.errno == error
+            disk.heal()
+            assert numbers(blob[:]) == stored(path) == model
+            assert (blob.rows, blob.first_row, blob.history, blob.metadata) == (
+                snapshot.rows,
+                snapshot.first_row,
+                snapshot.history,
+                snapshot.metadata or {},
+            )
+            follower.refresh()
+            assert numbers(follower[:]) == model
+            blob.seek(0, 2)
+            blob.write(rows(number))
+            model.append(number)
+            assert follower.refresh()
+            assert numbers(follower[:]) == numbers(blob[:]) == stored(path) == model
+        assert generation(path) == 1 + len(changes)
+    assert stored(path) == model
+
+
+def test_a_record_that_was_written_counts_although_the_kernel_then_said_no(path: Path, disk: Disk) -> None:
+    with open_new(path) as blob:
+        blob.write(rows(0))
+
+        def refuse(act: Act) -> None:
+            if act.is_manifest:
+                disk.after = None
+                raise OSError(errno.EIO, "late news")
+
+        disk.after = refuse
+        blob.write(rows(1))
+        assert stored(path) == numbers(blob[:]) == [0, 1]
+        blob.write(rows(2))
+        assert stored(path) == numbers(blob[:]) == [0, 1, 2]
+    assert stored(path) == [0, 1, 2]
+
+
+# ---- anything that fails, anywhere
+
+
+class Case:
+    """A change, and what the blob holds before and after it."""
+
+    def __init__(self, change: Callable[[tb.TensorBlob], object], after: list[int], *, trims: int = 0) -> None:
+        self.change, self.after, self.trims = change, after, trims
+
+
+BEFORE = [10, 11, 12, 13, 14, 15]
+OTHER = [0, 1, 2, 3, 4, 5]
+CASES: dict[str, Callable[[Path], Case]] = {
+    "append in the tail": lambda other: Case(lambda b: b.write(rows(16)), [*BEFORE, 16]),
+    "append over blocks": lambda other: Case(lambda b: b.write(rows(*range(16, 26))), [*BEFORE, *range(16, 26)]),
+    "transaction": lambda other: Case(lambda b: transact(b, [16], [17, 18, 19]), [*BEFORE, 16, 17, 18, 19]),
+    "overwrite": lambda other: Case(lambda b: (b.seek(1), b.write(rows(91, 92, 93, 94))), [10, 91, 92, 93, 94, 15]),
+    "overwrite beyond the end": lambda other: Case(
+        lambda b: (b.seek(4), b.write(rows(94, 95, 96, 97, 98))), [10, 11, 12, 13, 94, 95, 96, 97, 98]
+    ),
+    "truncate": lambda other: Case(lambda b: b.truncate(2), [10, 11]),
+    "trim": lambda other: Case(lambda b: b.trim(5), [15], trims=5),
+    "extend": lambda other: Case(lambda b: b.extend(other), [*BEFORE, *OTHER]),
+    "extend in any order": lambda other: Case(lambda b: b.extend(other, maintain_order=False), [*BEFORE, *OTHER]),
+    "compact": lambda other: Case(lambda b: b.compact(), BEFORE),
+    "metadata": lambda other: Case(lambda b: b.set_metadata({"a": 1}), BEFORE),
+    "flush": lambda other: Case(lambda b: b.flush(), BEFORE),
+}
+
+
+def faults() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "io error", {"error": errno.EIO}
+    yield "io error in the middle of a write", {"kinds": ("write",), "error": errno.EIO, "short": True}
+    yield "disk full", {"kinds": SPACE, "error": errno.ENOSPC, "lasting": True}
+    yield "broken disk", {"error": errno.EIO, "lasting": True}
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("no_background_flush")
+def test_a_change_that_fails_anywhere_is_committed_or_never_was(
+    name: str, durability: str, path: Path, disk: Disk
+) -> None:
+    other = create(path.with_name("other.blob"), len(OTHER))
+    case = CASES[name](other)
+    numbered = itertools.count()
+    for kind, fault_options in faults():
+        for nth in itertools.count():
+            path = path.with_name(f"{next(numbered)}.blob")
+            blob = begin(path, durability)
+            disk.acts.clear()
+            what = f"{kind} at act {nth}"
+            with disk.failing(nth, **({"kinds": KINDS} | fault_options)) as fault:
+                error = outcome(lambda: case.change(blob))
+                found = stored(path)
+                assert sorted(numbers(blob[:])) == sorted(found), what
+            if error is None or isinstance(error, tb.OutcomeUnknown):
+                assert sorted(found) == sorted(case.after), what
+            else:
+                assert isinstance(error, OSError), what
+                assert found == BEFORE, what
+                assert fault.fired
+            blob.seek(0, 2)
+            assert outcome(lambda blob=blob: blob.write(rows(200))) is None, (
+                f"{what}: the handle works when the disk does"
+            )
+            assert stored(path) == numbers(blob[:]) == [*found, 200], what
+            blob.close()
+            assert stored(path) == [*found, 200], what
+            assert_never_synced_again(disk)
+            with open_new(path, "r+") as blob:
+                assert numbers(blob[:]) == [*found, 200], what
+                blob.seek(0, 2)
+                blob.write(rows(201))
+                named = {block for column in blob.snapshot.columns for block in column.blocks()}
+            assert stored(path) == [*found, 200, 201], what
+            left = {block.name for block in (path / "blocks" / "data").iterdir()}
+            assert left == named, f"{what}: files that nothing names are left behind, or named ones are gone"
+            assert not list((path / "producers").iterdir()) and not list(path.glob(".*"))
+            if not fault.fired:
+                break
+        assert nth > 0
+
+
+def begin(path: Path, durability: str) -> tb.TensorBlob:
+    blob = open_new(path, durability=durability)
+    blob.write(rows(0, *BEFORE[1:5]))
+    blob.seek(0)
+    blob.write(rows(BEFORE[0]))  # so that there is a patch, and something to compact
+    blob.seek(0, 2)
+    blob.write(rows(BEFORE[5]))
+    return blob
+
+
+def outcome(change: Callable[[], object]) -> BaseException | None:
+    try:
+        change()
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("make", ["create", "copy"])
+def test_a_blob_whose_making_fails_anywhere_is_whole_or_absent(
+    make: str, path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    source = create(path.with_name("source.blob"), 6)
+    for kind, fault_options in faults():
+        for nth in itertools.count():
+            path = path.with_name(f"{kind} {nth}.blob")
+            with disk.failing(nth, **({"kinds": KINDS} | fault_options)) as fault:
+                if make == "create":
+                    error = outcome(lambda path=path: open_new(path, "w").close())
+                else:
+                    with tb.TensorBlob.open(source) as reader:
+                        error = outcome(lambda path=path, reader=reader: reader.copy(path))
+            assert error is None or (fault.fired and isinstance(error, OSError)), error
+            expected = list(range(6)) if make == "copy" else []
+            if error is None:
+                assert stored(path) == expected
+            elif path.exists():
+                assert stored(path) == expected, "what has its name is whole"
+            elif make == "copy":
+                with tb.TensorBlob.open(source) as reader:
+                    reader.copy(path)
+            with open_new(path) if make == "create" else tb.TensorBlob.open(path, "r+") as blob:
+                blob.seek(0, 2)
+                blob.write(rows(100))
+            assert stored(path) == [*expected, 100]
+            if not fault.fired:
+                break
+        assert nth > 10
+    assert stored(source) == list(range(6))
+    assert not list(path.parent.glob(".*")), "nothing unfinished is left"
+
+
+@pytest.mark.parametrize(
+    "name", ["append in the tail", "append over blocks", "overwrite", "transaction", "extend", "truncate"]
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_an_interrupt_anywhere_leaves_a_whole_commit_or_none(
+    name: str, when: str, durability: str, path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    case = CASES[name](create(path.with_name("other.blob"), len(OTHER)))
+    for nth in itertools.count():
+        path = path.with_name(f"{nth}.blob")
+        blob = begin(path, durability)
+        left = nth
+
+        def interrupt(act: Act) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+
+        setattr(disk, "watch" if when == "before" else "after", interrupt)
+        try:
+            case.change(blob)
+        except KeyboardInterrupt:
+            pass
+        disk.watch = disk.after = None
+        found = stored(path)
+        assert numbers(blob[:]) == found and found in (BEFORE, case.after), nth
+        blob.seek(0, 2)
+        blob.write(rows(200))
+        assert stored(path) == numbers(blob[:]) == [*found, 200], nth
+        blob.close()
+        assert stored(path) == [*found, 200], nth
+        if left >= 0:
+            break
+    assert nth > 0
+
+
+def test_one_failing_field_takes_the_commit_of_all_back(path: Path, disk: Disk, no_background_flush: None) -> None:
+    schema = {"a": ("float32", SHAPE), "b": ("int64", (512,))}
+
+    def batch(*values: int) -> dict[str, torch.Tensor]:
+        return {"a": rows(*values), "b": torch.tensor(values)[:, None].expand(-1, 512)}
+
+    with tb.TensorBlob.open(path, "w+", schema=schema, block_rows=4) as blob:
+        blob.write(batch(0, 1, 2))
+        stop = 3
+        for batch_rows, nth in itertools.product(([3], [3, 4, 5, 6, 7]), range(12)):
+            with disk.failing(nth, error=errno.ENOSPC) as fault:
+                error = outcome(
+                    lambda batch_rows=batch_rows: blob.write(batch(*[stop + i for i in range(len(batch_rows))]))
+                )
+            stop += len(batch_rows) if error is None else 0
+            assert (error is None) != fault.fired or error is None
+            with tb.TensorBlob.open(path) as reader:
+                found = reader[:]
+            assert numbers(found["a"]) == found["b"][:, 0].tolist() == list(range(stop))
+    assert stop > 3
