@@ -236,7 +236,8 @@ class Blocks:
                     kept.append((first, last, path))
                 else:
                     self._adopted.pop(path, None)
-                    files.unlink(path, dir_fd=self._dir_fd, missing_ok=True)
+                    with contextlib.suppress(IsADirectoryError):
+                        files.unlink(path, dir_fd=self._dir_fd, missing_ok=True)
             self._dead = kept
 
     def names(self, number: int, id: str) -> bool:

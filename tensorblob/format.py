@@ -288,11 +288,18 @@ def copy_json(value: dict[str, Any]) -> dict[str, Any]:
     return copied
 
 
+def is_producer(name: str) -> bool:
+    """True if `name` can be a producer's: letters and digits."""
+    return name.isascii() and name.isalnum()
+
+
+def is_block_id(name: str) -> bool:
+    producer, dash, number = name.partition("-")
+    return bool(dash) and is_producer(producer) and number.isascii() and number.isdigit()
+
+
 def block_path(field: Field, block: str) -> str:
-    """Return where a block of `field` lies, relative to the blob; raises `ValueError` for an id that is no plain
-    name.
-    """
-    producer, dash, number = block.partition("-")
-    if not (dash and producer.isascii() and producer.isalnum() and number.isascii() and number.isdigit()):
+    """Return where a block of `field` lies, relative to the blob; raises `ValueError` for an id that is no plain name."""
+    if not is_block_id(block):
         raise ValueError(f"Not a block id: {block!r}")
     return f"blocks/{field.directory}/{block}"

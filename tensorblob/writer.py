@@ -34,7 +34,16 @@ from tensorblob.blocks import Blocks
 from tensorblob.edit import Block, Cut, Durable, Grow, Metadata, Note, Op, Patch, Retention, Tail, Trim
 from tensorblob.errors import BlobClosed, Corrupt, ForkedHandle, OutcomeUnknown, SyncFailed
 from tensorblob.flusher import Flusher
-from tensorblob.format import Store, block_path, copy_json, decode_log, log_seed, manifest_name
+from tensorblob.format import (
+    Store,
+    block_path,
+    copy_json,
+    decode_log,
+    is_block_id,
+    is_producer,
+    log_seed,
+    manifest_name,
+)
 from tensorblob.growth import Array, Growth
 from tensorblob.manifest import MAX_EDITS, Manifest, generations, remove_superseded, session
 from tensorblob.replay import Replay
@@ -129,7 +138,8 @@ class Writer:
         self._flushed_offset = self._manifest.offset if found.is_flushed else -1
         if not found.is_flushed:
             self._blocks.distrust(found.snapshot)
-        if found.is_same_boot and not found.is_torn and not found.is_cut:
+        is_ours_alone = os.fstat(self._manifest.fd).st_nlink == 1
+        if found.is_same_boot and not found.is_torn and not found.is_cut and is_ours_alone:
             self._go_on()
         else:
             self._recover(found)
@@ -167,15 +177,19 @@ class Writer:
         manifest.append((session(manifest.fd, self.producer),))
 
     def _recover(self, found: Replay) -> None:
-        """Begin a new generation at what replay proved; a new history too, if committed rows may have been lost."""
-        if found.is_cut or not (found.is_same_boot or found.is_flushed):
+        """Begin a new generation at what replay proved; a new history too, if committed rows may have been lost.
+
+        After another boot they may have been even where all that is left is durable: later edits can be lost without a trace.
+        """
+        if not found.is_same_boot:
             self._snapshot = self._snapshot.apply((Cut(self._snapshot.rows),))
         self._current.is_broken = True  # what follows the last good record stays as it is
         self._rotate()
 
     def _sweep(self) -> None:
         """Remove blocks that no manifest names and whose producer is dead, and the dead producers' files."""
-        gone = [name for name in files.list_directory("producers", dir_fd=self.dir_fd) if self._is_dead(name)]
+        listed = files.list_directory("producers", dir_fd=self.dir_fd)
+        gone = [name for name in listed if is_producer(name.removeprefix(".")) and self._is_dead(name)]
         current = self._current.generation
         if not gone and generations(self.dir_fd)[0] == current:
             return
@@ -184,13 +198,16 @@ class Writer:
         for number, field in enumerate(self.store.schema):
             directory = f"blocks/{field.directory}"
             for name in files.list_directory(directory, dir_fd=self.dir_fd):
-                if self._blocks.names(number, name) or not self._is_dead(name.partition("-")[0]):
+                if not is_block_id(name) or self._blocks.names(number, name):
+                    continue
+                if not self._is_dead(name.partition("-")[0]):
                     continue
                 last = max((generation for generation in pinned if name in named[generation]), default=0)
                 self._blocks.bury(0 if last else 1, last, f"{directory}/{name}")
         self._blocks.unlink_dead()
         for name in gone:
-            files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
+            with contextlib.suppress(OSError):
+                files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
 
     def _is_dead(self, producer: str) -> bool:
         if producer == self.producer:
