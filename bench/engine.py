@@ -435,10 +435,16 @@ def open_(bench: Bench) -> None:
         )
         bench.against("open", f"{bound_s * 1e3:.0f} ms", bound_s, workload)
 
-    with bench.fresh_directory("blocks") as directory:
-        with small_blob(directory, block_rows=64) as blob:
-            blob.write(torch.randn(10_000 * blob.block_rows, *SMALL_SHAPE))
-        race("open, 10 000 blocks", directory / "small.blob", 10e-3)
+    for checkpointed in (True, False):  # written block by block, past a checkpoint that names 10 000; or in one commit
+        with bench.fresh_directory("blocks") as directory:
+            with small_blob(directory, block_rows=64) as blob:
+                rows = torch.randn(10_000 * blob.block_rows, *SMALL_SHAPE)
+                for batch in batches_of(rows, blob.block_rows) if checkpointed else [rows]:
+                    blob.write(batch)
+                if checkpointed:
+                    blob.write(rows[: 10 * blob.block_rows])
+            workload = "open, 10 000 blocks" if checkpointed else "open, 10 000 blocks in an edit"
+            race(workload, directory / "small.blob", 10e-3)
 
     one = torch.randn(1, *SMALL_SHAPE)
     generations = 100 if bench.full else 10

@@ -25,7 +25,7 @@ from tensorblob.errors import (
 )
 from tensorblob.schema import Field, Schema
 from tensorblob.snapshot import Snapshot
-from tensorblob.table import Rows
+from tensorblob.table import Selection
 
 __version__ = "0.4.0"
 
@@ -44,12 +44,12 @@ __all__ = [
     "NotWritable",
     "OutcomeUnknown",
     "ReadOnlyStore",
-    "Rows",
     "RowsTrimmed",
     "Schema",
     "SchemaConflict",
     "SchemaMismatch",
     "SeamError",
+    "Selection",
     "Snapshot",
     "SyncFailed",
     "TensorBlob",

@@ -11,7 +11,7 @@ import copy
 import io as _io
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +27,11 @@ from tensorblob.operations import Source
 from tensorblob.reader import Reader, RowsReference, choose_io, open_store, wrap_views
 from tensorblob.schema import FieldSpec, Schema, dtype_name, make_schema
 from tensorblob.snapshot import Snapshot
-from tensorblob.table import Batch, Rows, State, Table, max_map_count
+from tensorblob.table import Batch, Rows, Selection, State, Table, max_map_count
 from tensorblob.writer import Writer, check_durability, check_metadata
 
 
-class TensorBlob:
+class TensorBlob(Rows):
     """A growing, crash-safe store of equally shaped tensors (or of TensorDict rows), used like a file; see `open`."""
 
     # -- opening ------------------------------------------------------------------------------------------------------
@@ -56,24 +56,32 @@ class TensorBlob:
         metadata: dict[str, Any] | None = None,
         timeout_s: float = 0.0,
     ) -> TensorBlob:
-        """Open the blob at `filename` (a directory; `~` is expanded) in `mode`:
+        """Open the blob at `filename` (a directory; `~` is expanded).
 
-        - ``r``  read; the blob must exist. ``r+`` read, overwrite at the cursor, and append at the end.
-        - ``w``  write; a missing blob is created, an existing one loses its rows. ``w+`` may read, too.
-        - ``a``  append; the blob must exist. ``a+`` may read, too.
+        Args:
+            mode: `r` reads, `r+` also overwrites at the cursor and appends at the end; the blob must exist. `w` writes, `w+`
+                also reads; a missing blob is created, an existing one loses its rows. `a` appends, `a+` also reads; the blob
+                must exist.
+            dtype, shape: of one row, for a blob of plain tensors. Needed to create it; compared with an existing blob.
+            schema: the fields, for a blob of TensorDict rows instead: key to dtype or (dtype, shape); nested dicts and
+                tuple keys are welcome. Needed to create it; compared with an existing blob.
+            block_rows: capacity of a block file in rows, rounded up to whole pages; a dict by field name is possible.
+                Default: about 128 MiB of rows, or an eighth of a ring. Used at creation.
+            block_size: the older name of block_rows.
+            max_cached_blocks: keep at most so many blocks mapped, in an LRU, and copy from them.
+            durability: "process" (commits survive the process) or "power" (and a power loss).
+            flush_every_s: at "process", make commits durable this often, in seconds.
+            io: "map", or "pread" (nothing is mapped, I/O errors are exceptions, views are copies), or None to choose.
+            max_rows, max_bytes: with each commit drop the oldest rows beyond this. Remembered by the blob.
+            metadata: a JSON dict, kept with the blob. Replaces the one of an existing blob that is opened for writing.
+            timeout_s: how long to wait for another writer, in seconds.
 
-        dtype, shape: of one row, for a blob of plain tensors. schema: fields for a blob of TensorDict rows instead,
-        key to dtype or (dtype, shape), nested dicts and tuple keys welcome. Needed to create a blob; compared with an
-        existing one. block_rows: capacity of a block file in rows, rounded up to whole pages (default: about 128
-        MiB); `block_size` is its older name. max_cached_blocks: keep at most so many blocks mapped, and copy from
-        them. durability: "process" (a commit survives the process) or "power" (and a power loss). flush_every_s: in
-        "process", make commits durable this often. io: "map", "pread" (nothing is mapped: I/O errors are exceptions),
-        None to choose. max_rows, max_bytes: with each commit drop the oldest rows beyond this; remembered by the
-        blob. metadata: a JSON dict kept with a new blob. timeout_s: how long to wait for another writer.
+        Raises:
+            FileNotFoundError, NotABlob, UnsupportedFormat, Corrupt: there is no such blob, or it cannot be read.
+            ValueError, TypeError, SchemaConflict: the arguments are wrong, or do not fit the blob.
+            WriterBusy, ReadOnlyStore, DiskFull: it cannot be written now.
 
-        Raises `FileNotFoundError`, `ValueError` (mode, missing dtype or shape), `TypeError`, `SchemaConflict`,
-        `WriterBusy`, `NotABlob`, `UnsupportedFormat`, `Corrupt`, `ReadOnlyStore` or `DiskFull`; the blob is then as
-        it was.
+        In every case the blob is as it was before.
         """
         _check_mode(mode)
         path = os.fspath(Path(filename).expanduser().resolve())
@@ -148,8 +156,7 @@ class TensorBlob:
         self._reads = reader is not None or "+" in mode
         self._appends = mode[0] == "a"
         self._closed = False
-        self._rows = Rows(self.schema, range(len(self.schema)), self._state, wrap, self.refresh)
-        self._wrap = wrap
+        super().__init__(self._store.schema, range(len(self._store.schema)), wrap)
         self._batches = Batches(self._store.schema)
         snapshot = self.snapshot
         self._cursor = snapshot.rows if self._appends else snapshot.first_row
@@ -256,27 +263,7 @@ class TensorBlob:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def __getitem__(self, index: Any) -> Batch:
-        """A copy of the row at an int, or of the rows at a slice (any step), list, tuple, array or tensor of ints."""
-        return self._rows.row(index) if type(index) is int else self._rows[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
-        """The rows at `indices` as a list, read in one gather; what a `torch.utils.data.DataLoader` asks for."""
-        return self._rows.__getitems__(indices)
-
-    def gather(self, indices: Any, out: Batch | None = None) -> Batch:
-        """Copies of the rows at `indices` in their order, into `out` if given; see `Rows.gather`."""
-        return self._rows.gather(indices, out)
-
-    def view(self, start: int = 0, stop: int | None = None) -> Batch:
-        """Rows `start` to `stop` (as in a slice) without a copy; see `Rows.view`."""
-        return self._rows.view(start, stop)
-
-    def runs(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
-        """The parts of `start` to `stop` that `view` can show, as (start, stop) positions."""
-        return self._rows.runs(start, stop)
-
-    def select(self, *fields: str | tuple[str, ...]) -> Rows:
+    def select(self, *fields: str | tuple[str, ...]) -> Selection:
         """The same rows with these fields only (a parent key selects all below it); other columns are not touched."""
         self._check_readable()
         numbers = []
@@ -288,7 +275,7 @@ class TensorBlob:
             numbers += [number for number in found if number not in numbers]
         if not numbers:
             raise ValueError("select needs at least one field")
-        return Rows(self.schema, numbers, self._state, self._wrap, self.refresh)
+        return Selection(self.schema, numbers, self._wrap, self._state, self.refresh)
 
     def __iter__(self) -> Iterator[Batch]:
         """Rows from the cursor on. Each iterator has its own position; the cursor follows the last row read."""
@@ -297,7 +284,7 @@ class TensorBlob:
 
     def _iterate(self, position: int) -> Iterator[Batch]:
         while position < len(self):
-            row = self._rows.row(position)
+            row = self._row(position)
             position += 1
             self._cursor = self.snapshot.first_row + position
             yield row
@@ -307,7 +294,7 @@ class TensorBlob:
         self._check_readable()
         position = self.tell()
         stop = len(self) if size is None or size < 0 else min(position + size, len(self))
-        found = self._rows[position:stop]
+        found = self[position:stop]
         self._cursor = self.snapshot.first_row + stop
         return found
 

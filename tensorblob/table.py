@@ -102,47 +102,24 @@ class Table:
 
 
 class Rows:
-    """The rows of a handle, all fields or some: `len`, `[ ]`, `gather`, `view`, `runs`, iteration.
+    """Rows by position, all fields or some: `[ ]`, `gather`, `view`, `runs`. What has rows says by `_state` which they are."""
 
-    Made by `TensorBlob.select`; it follows the handle that made it. Rows of a blob with one unnamed field are tensors,
-    all others are TensorDicts.
-    """
-
-    def __init__(
-        self,
-        schema: Schema,
-        numbers: Sequence[int],
-        state: Callable[[], State],
-        wrap: WrapView,
-        refresh: Callable[[], bool],
-    ) -> None:
-        self._schema = schema
+    def __init__(self, schema: Schema, numbers: Sequence[int], wrap: WrapView) -> None:
+        self._fields = schema.fields
         self._numbers = tuple(numbers)
-        self._state = state
         self._wrap = wrap
-        self._refresh = refresh
-        fields = [schema.fields[number] for number in numbers]
         self._single = self._numbers[0] if schema.is_single else None
-        self._paths = [tuple(field.name.split(".")) for field in fields]
-        self._names = [field.name for field in fields]
+        self._names = [schema.fields[number].name for number in numbers]
+        self._paths = [tuple(name.split(".")) for name in self._names]
         self._is_flat = all(len(path) == 1 for path in self._paths)
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The dotted names of the fields that are read."""
-        return tuple(self._names)
-
-    def refresh(self) -> bool:
-        """Step the handle that this belongs to, to the newest snapshot; return whether it moved."""
-        return self._refresh()
+    def _state(self) -> State:
+        """What to read now."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         snapshot = self._state()[0]
         return snapshot.rows - snapshot.first_row
-
-    def __iter__(self) -> Iterator[Batch]:
-        for index in range(len(self)):
-            yield self[index]
 
     def _assemble(self, leaves: list[torch.Tensor], batch_size: list[int]) -> TensorDict:
         if self._is_flat:
@@ -158,7 +135,7 @@ class Rows:
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
-    def row(self, index: int) -> Batch:
+    def _row(self, index: int) -> Batch:
         """A copy of the row at a position (negative: from the end); `IndexError` beyond."""
         snapshot, columns, _pin = self._state()
         length = snapshot.rows - snapshot.first_row
@@ -175,16 +152,16 @@ class Rows:
     def __getitem__(self, index: Any) -> Batch:
         """Copies: one row for an int, rows for a slice (any step) or a sequence, array or tensor of ints."""
         if type(index) is int:
-            return self.row(index)
+            return self._row(index)
         if isinstance(index, slice):
             return self._slice(index)
         if isinstance(index, torch.Tensor) and index.ndim == 0 and index.dtype in _INTEGERS:
-            return self.row(int(index))
+            return self._row(int(index))
         if isinstance(index, (list, tuple, torch.Tensor)):
             return self.gather(index)
         if not hasattr(index, "__array__") or hasattr(index, "__index__"):
             try:
-                return self.row(operator.index(index))
+                return self._row(operator.index(index))
             except TypeError:
                 if not hasattr(index, "__array__"):
                     raise TypeError(
@@ -234,14 +211,14 @@ class Rows:
                 rows = rows + first
         if self._single is not None:
             if out is not None:
-                _check_out(out, self._schema.fields[0], count)
+                _check_out(out, self._fields[0], count)
             return columns[self._single].take(rows, out)
         if out is None:
             return self._assemble([columns[number].take(rows, None) for number in self._numbers], [count])
         targets = []
         for number, path in zip(self._numbers, self._paths, strict=True):
             target = out.get(path) if isinstance(out, TensorDictBase) else None
-            _check_out(target, self._schema.fields[number], count)
+            _check_out(target, self._fields[number], count)
             targets.append(target)
         for number, target in zip(self._numbers, targets, strict=True):
             columns[number].take(rows, target)
@@ -278,6 +255,41 @@ class Rows:
             for number in self._numbers
         ]
         return leaves[0] if self._single is not None else self._assemble(leaves, [high - low])
+
+
+class Selection(Rows):
+    """Some fields of a handle's rows, without touching the others; made by `TensorBlob.select`.
+
+    It follows its handle: a refresh of either moves both, and closing the handle ends it.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        numbers: Sequence[int],
+        wrap: WrapView,
+        state: Callable[[], State],
+        refresh: Callable[[], bool],
+    ) -> None:
+        super().__init__(schema, numbers, wrap)
+        self._handle_state = state
+        self._handle_refresh = refresh
+
+    def _state(self) -> State:
+        return self._handle_state()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The dotted names of the fields that are read."""
+        return tuple(self._names)
+
+    def refresh(self) -> bool:
+        """Step the handle to the newest snapshot; return whether it moved."""
+        return self._handle_refresh()
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in range(len(self)):
+            yield self[index]
 
 
 def _range(snapshot: Snapshot, start: int, stop: int | None) -> tuple[int, int]:
