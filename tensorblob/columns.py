@@ -113,7 +113,10 @@ class MappedColumn(ColumnRows):
             return self.empty(0)
         runs = layout.runs(start, stop)
         if len(runs) == 1:
-            return self._finish(layout.rows_between(start, stop)[::step].clone())
+            rows = layout.rows_between(start, stop)
+            return self._finish(
+                rows.clone() if step == 1 else rows[::step].clone(memory_format=torch.contiguous_format)
+            )
         parts = []
         for low, high in runs:
             skip = -(low - start) % step

@@ -65,8 +65,9 @@ class Ledger:
         """Directories with names that are not synced."""
         self.committed: dict[str, int] = {}
         """Block files and how many of their bytes are committed."""
-        self.inodes: dict[str, int] = {}
-        self.unacknowledged = False
+        self.tails: dict[str, str] = {}
+        self.unacknowledged: int | None = None
+        """The inode of the manifest with a commit that no call has returned for."""
         self.acknowledged = self.marked = self.generations = self.unlinked = 0
         disk.watch = self.see
 
@@ -112,40 +113,29 @@ class Ledger:
             edit = json.loads(act.data[9:])
             names = {op[0] for op in edit}
             if names & COMMITTING and "state" not in names:
-                self.unacknowledged = True
+                self.unacknowledged = act.inode
                 if self.is_power:
                     assert not self.undurable(blob), f"{act} before its rows are durable"
                     assert not self.hidden_generation(blob), "a commit before its generation is durable"
             if "durable" in names:
                 ((_, offset, _),) = [op for op in edit if op[0] == "durable"]
-                assert act.inode not in self.dirty or offset <= self.synced(act), f"{act} claims what is not synced"
+                assert offset == act.offset and act.inode not in self.dirty, f"{act} claims what is not synced"
                 assert not self.undurable(blob), f"{act} claims rows that are not synced"
                 self.marked += 1
-                return  # a mark need not be durable itself
+            if names <= {"durable", "moved"}:
+                return  # these need not be durable themselves
             self.learn(blob, edit)
         self.dirty[act.inode] = act.path
 
-    def synced(self, act: Act) -> int:
-        return 0
-
     def learn(self, blob: str, edit: list[Any]) -> None:
         for name, *values in edit:
-            if name in ("tail", "patch"):
-                block, count = values[1], values[-2]
-                (self.grow_tail if name == "tail" else self.grow_patch)(f"{blob}/blocks/data/{block}", count)
-            if name == "block":
-                self.committed[f"{blob}/blocks/data/{values[1]}"] = values[2] * ROW_NBYTES
+            if name in ("tail", "patch", "block"):
+                path = f"{blob}/blocks/data/{values[1]}"
+                self.committed[path] = values[-2] * ROW_NBYTES
+                if name == "tail":
+                    self.tails[blob] = path
             if name == "grow" and values[0][0] is not None:
-                self.grow_tail(self.tail, values[0][0][0])
-
-    tail = ""
-
-    def grow_tail(self, path: str, count: int) -> None:
-        self.tail = path
-        self.committed[path] = count * ROW_NBYTES
-
-    def grow_patch(self, path: str, count: int) -> None:
-        self.committed[path] = count * ROW_NBYTES
+                self.committed[self.tails[blob]] = values[0][0][0] * ROW_NBYTES
 
     def see_rename(self, act: Act) -> None:
         directory, name = os.path.split(act.target)
@@ -162,11 +152,10 @@ class Ledger:
 
     def acknowledge(self) -> None:
         """A call returned: what it committed must be durable at "power"."""
-        if self.is_power and self.unacknowledged:
-            manifests = [path for path in self.dirty.values() if os.path.basename(path).startswith("manifest.")]
-            assert not manifests, "acknowledged before the manifest is synced"
+        if self.is_power and self.unacknowledged is not None:
+            assert self.unacknowledged not in self.dirty, "acknowledged before the manifest is synced"
             self.acknowledged += 1
-        self.unacknowledged = False
+        self.unacknowledged = None
 
 
 def workload(path: Path, other: Path) -> list[Callable[[tb.TensorBlob], object]]:
