@@ -202,9 +202,9 @@ class Bench:
                 costs for costs in rounds if all(abs(cost / usual - 1) <= LIMIT_MOVED for cost in (costs[0], costs[-1]))
             ]
         gc.unfreeze()
-        thrown_away = len(rounds) - len(kept)
         if len(kept) < 3:  # the limit never held still: keep all, and let the null control say so
             kept = rounds
+        thrown_away = len(rounds) - len(kept)
         null = statistics.median(costs[-1] / costs[0] for costs in kept)
         for which, contender in enumerate(contenders, start=1):
             in_limits = [costs[which] / ((costs[0] + costs[-1]) / 2) for costs in kept]

@@ -26,7 +26,9 @@ class Batches:
         self._fields = schema.fields
         self._is_single = schema.is_single
         self._shape = schema.fields[0].shape
-        self._dtype = schema.fields[0].torch_dtype if schema.is_single else None
+        dtype = schema.fields[0].torch_dtype
+        self._dtype = dtype if schema.is_single and carrier_dtype(dtype) is dtype else None
+        """The dtype of rows that are written as they are."""
 
     def columns(self, rows: Any) -> tuple[list[npt.NDArray[Any]], int]:
         """Return the arrays and the row count.

@@ -22,7 +22,7 @@ import torch
 from tensorblob import create, files, operations
 from tensorblob.batch import Batches
 from tensorblob.edit import Metadata, Retention
-from tensorblob.errors import BlobClosed, NotReadable, NotWritable, SchemaConflict
+from tensorblob.errors import BlobClosed, NotReadable, NotWritable, OutcomeUnknown, SchemaConflict
 from tensorblob.operations import Source
 from tensorblob.reader import Reader, RowsReference, choose_io, open_store, wrap_views
 from tensorblob.schema import FieldSpec, Schema, dtype_name, make_schema
@@ -345,25 +345,34 @@ class TensorBlob(Rows):
             metadata = check_metadata(metadata)
         if not count:
             return 0
-        if self._appends or self._cursor >= writer.stop_row:
-            writer.append(columns, count, metadata)
-            self._cursor = writer.stop_row
+        end = writer.stop_row
+        if self._appends or self._cursor >= end:
+            cursor = end
+            change = partial(writer.append, columns, count, metadata)
         else:
             cursor = max(self._cursor, writer.pending.first_row)
-            writer.change(partial(operations.overwrite, row=cursor, columns=columns, count=count), metadata)
-            self._cursor = cursor + count
+            place = partial(operations.overwrite, row=cursor, columns=columns, count=count)
+            change = partial(writer.change, place, metadata)
+        try:
+            change()
+        except BaseException as error:
+            if isinstance(error, OutcomeUnknown) or writer.stop_row != end:
+                self._cursor = cursor + count  # the rows are visible: the next write goes behind them
+            raise
+        self._cursor = cursor + count
         return count
 
     @contextlib.contextmanager
     def transaction(self, metadata: dict[str, Any] | None = None) -> Iterator[TensorBlob]:
         """Make all changes of the body one commit; an exception in it takes them all back, and the cursor too."""
         writer, cursor = self._check_writable(), self._cursor
+        commits = writer.snapshot.commits
         try:
             with writer.transaction(metadata):
                 yield self
         except BaseException:
-            if writer.pending.rows <= cursor or writer.pending is writer.snapshot:
-                self._cursor = min(cursor, max(writer.pending.rows, writer.pending.first_row))
+            if writer.snapshot.commits == commits:  # taken back
+                self._cursor = cursor
             raise
 
     def truncate(self, pos: int | None = None) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tensorblob import files
@@ -30,7 +30,8 @@ MAX_OPEN = 64
 class Dirty(NamedTuple):
     """What has to be synced for everything so far to be durable."""
 
-    blocks: list[BlockFile]
+    blocks: list[tuple[BlockFile, int]]
+    """With a descriptor of the sync's own: the block's may be closed, and its number used again, meanwhile."""
     adopted: list[str]
     directories: list[str]
 
@@ -127,8 +128,7 @@ class Blocks:
             for births in self._births:
                 births.pop(block.id, None)
             block.close()
-            with contextlib.suppress(OSError):
-                files.unlink(block.path, dir_fd=self._dir_fd, missing_ok=True)
+            self._unlink(block.path)
 
     # -- syncing ------------------------------------------------------------------------------------------------------
 
@@ -140,35 +140,36 @@ class Blocks:
             self._new_names.setdefault(f"blocks/{field.directory}", set()).update(live)
 
     def dirty(self) -> Dirty:
-        """What is not synced yet. Poisoned files are not among it."""
+        """What is not synced yet, for one `sync`. Poisoned files are not among it."""
         blocks = [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
         adopted = [path for path in self._adopted if os.path.basename(path) not in self.poisoned]
-        return Dirty(blocks, adopted, list(self._new_names))
+        return Dirty([(block, os.dup(block.fd)) for block in blocks], adopted, list(self._new_names))
 
     def sync(self, dirty: Dirty) -> None:
-        """Make it durable; rows may be written meanwhile. Raises `SyncFailed`, and then poisons the file
-        that failed.
-        """
-        for block in dirty.blocks:
-            block.is_dirty = False  # before the sync: a row written during it sets it again
-            self._sync_or_poison(block.path, {block.id}, block.fd)
-            self._adopted.pop(block.path, None)
+        """Make it durable; rows may be written meanwhile. Raises `SyncFailed`, and then poisons the file that failed."""
+        try:
+            for block, fd in dirty.blocks:
+                block.is_dirty = False  # before the sync: a row written during it sets it again
+                with self._poisoning({block.id}):
+                    files.sync_file(fd, block.path)
+                self._adopted.pop(block.path, None)
+        finally:
+            for _, fd in dirty.blocks:
+                os.close(fd)
         for path in dirty.adopted:
             if self._adopted.pop(path, path) is None:
-                self._sync_or_poison(path, {os.path.basename(path)}, None)
+                with self._poisoning({os.path.basename(path)}):
+                    self._sync_path(path)
         for directory in dirty.directories:
             with self._names_lock:
                 names = self._new_names.pop(directory, set())
-            self._sync_or_poison(directory, names, -1)
+            with self._poisoning(names):
+                files.sync_directory(directory, dir_fd=self._dir_fd)
 
-    def _sync_or_poison(self, path: str, ids: set[str], fd: int | None) -> None:
+    @contextlib.contextmanager
+    def _poisoning(self, ids: set[str]) -> Iterator[None]:
         try:
-            if fd is None:
-                self._sync_path(path)
-            elif fd < 0:
-                files.sync_directory(path, dir_fd=self._dir_fd)
-            else:
-                files.sync_file(fd, path)
+            yield
         except BaseException:
             self.poisoned |= ids
             raise
@@ -227,18 +228,28 @@ class Blocks:
         self._dead.append((first, last, path))
 
     def unlink_dead(self) -> None:
-        """Remove superseded generations, and dead blocks, as far as no reader pins them."""
+        """Remove superseded generations, and dead blocks, as far as no reader pins them. What cannot be removed is kept."""
         with contextlib.suppress(OSError):
             pinned = remove_superseded(self._dir_fd, self.generation)
-            kept = []
-            for first, last, path in self._dead:
+            dead, self._dead = self._dead, []
+            for first, last, path in dead:
                 if any(first <= pin <= last for pin in pinned):
-                    kept.append((first, last, path))
+                    self._dead.append((first, last, path))
                 else:
-                    self._adopted.pop(path, None)
-                    with contextlib.suppress(IsADirectoryError):
-                        files.unlink(path, dir_fd=self._dir_fd, missing_ok=True)
-            self._dead = kept
+                    self._unlink(path)
+
+    def _unlink(self, path: str) -> None:
+        """Remove a file that nothing names; if that fails, it is tried again later."""
+        self._adopted.pop(path, None)
+        try:
+            files.unlink(path, dir_fd=self._dir_fd, missing_ok=True)
+        except OSError:
+            self.bury(1, 0, path)
+
+    @property
+    def has_dead(self) -> bool:
+        """Some garbage could not be removed yet."""
+        return bool(self._dead)
 
     def names(self, number: int, id: str) -> bool:
         """True if `id` is a block of this writer's snapshot or making."""

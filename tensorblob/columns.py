@@ -24,8 +24,8 @@ from tensorblob import files
 from tensorblob.edit import Span
 from tensorblob.errors import Corrupt, SeamError
 from tensorblob.format import block_path
-from tensorblob.memory import Layout, Mapping, Reservation, carrier_dtype, open_block, tensor_at
-from tensorblob.schema import PAGE_NBYTES, Field
+from tensorblob.memory import Layout, Mapping, Reservation, ReservationRefused, carrier_dtype, open_block, tensor_at
+from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
 from tensorblob.snapshot import Column
 
 
@@ -91,6 +91,7 @@ class MappedColumn(ColumnRows):
         self._shared = shared if shared is not None else Layout(field, dir_fd, column, private=False)
         self._private = private
         self._lock = threading.Lock()
+        self._committed: tuple[int, int, torch.Tensor] = (-1, -1, torch.empty(0))
 
     def follow(self, column: Column) -> MappedColumn:
         private = self._private and self._private.follow(self.column, column)
@@ -146,6 +147,28 @@ class MappedColumn(ColumnRows):
                 target[at] = torch.index_select(layout.tables[run], 0, rows[at] - layout.run_rows[run])
         return found
 
+    def take_positions(
+        self, positions: torch.Tensor, out: torch.Tensor | None, first_row: int, stop_row: int
+    ) -> torch.Tensor | None:
+        """As `take`, of rows counted from `first_row`, if that needs no look at them first; else None.
+
+        So it is when all blocks are mapped, there is no seam, and no position is negative or beyond: `index_select` checks.
+        """
+        layout = self._shared
+        if layout.unmapped or layout.table is None:
+            return None
+        if self._committed[:2] != (first_row, stop_row):
+            base = layout.table_row
+            self._committed = first_row, stop_row, layout.table[first_row - base : stop_row - base]
+        try:
+            if out is None:
+                return self._finish(torch.index_select(self._committed[2], 0, positions))
+            target = out.view(self._carrier) if self._is_carried else out
+            torch.index_select(self._committed[2], 0, positions, out=target)
+        except IndexError:
+            return None
+        return out
+
     def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
         return self._shared.runs(start, stop)
 
@@ -155,7 +178,10 @@ class MappedColumn(ColumnRows):
         with self._lock:
             layout = self._private
             if layout is None:
-                layout = self._private = Layout(self.field, self._dir_fd, self.column, private=True)
+                try:
+                    layout = self._private = Layout(self.field, self._dir_fd, self.column, private=True)
+                except ReservationRefused:  # there was room for one range only: a copy is as private
+                    return self.copy(start, stop, 1)
         if len(layout.runs(start, stop)) > 1:
             self._check_one_run(start, stop)
         layout.ensure(start, stop)
@@ -227,6 +253,24 @@ class _Piecewise(ColumnRows):
         low, high = int(block_rows[0]), int(block_rows[-1]) + 1
         return torch.index_select(self._rows(Span(span.block, low, high)), 0, block_rows - low)
 
+    def _read(self, span: Span) -> torch.Tensor:
+        """The rows of `span` by pread."""
+        rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier)
+        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
+        try:
+            self._fill(fd, span.block, rows, span.start)
+        finally:
+            os.close(fd)
+        return rows
+
+    def _fill(self, fd: int, block: str, rows: torch.Tensor, start: int) -> None:
+        nbytes = len(rows) * self.field.row_nbytes
+        offset = start * self.field.row_nbytes
+        got = files.read_into(fd, rows.view(-1).view(torch.uint8).numpy() if nbytes else b"", offset)
+        if got != nbytes:
+            path = files.path_of(self._dir_fd, block_path(self.field, block))
+            raise Corrupt("A block ends before its committed rows", path=path, offset=offset + got)
+
 
 class BlockCache:
     """At most `capacity` mapped blocks, the least recently used unmapped first; any number of threads may ask.
@@ -244,8 +288,11 @@ class BlockCache:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def block(self, dir_fd: int, field: Field, block: str, rows: int) -> MemoryMappedTensor:
-        """Return a tensor over (at least) the first `rows` rows of a block, of the carrier dtype."""
+    def block(self, dir_fd: int, field: Field, block: str, rows: int) -> MemoryMappedTensor | None:
+        """Return a tensor over (at least) the first `rows` rows of a block, of the carrier dtype.
+
+        None if there is no address space for it, even with all others unmapped.
+        """
         key = field.name, block
         with self._lock:
             found = self._blocks.get(key)
@@ -255,8 +302,14 @@ class BlockCache:
             self._blocks.pop(key, None)
             while len(self._blocks) >= self.capacity:
                 self._blocks.popitem(last=False)
-            found = self._blocks[key] = self._map(dir_fd, field, block, rows)
-            return found
+            while True:
+                try:
+                    found = self._blocks[key] = self._map(dir_fd, field, block, rows)
+                    return found
+                except ReservationRefused:
+                    if not self._blocks:
+                        return None
+                    self._blocks.popitem(last=False)
 
     @staticmethod
     def _map(dir_fd: int, field: Field, block: str, rows: int) -> MemoryMappedTensor:
@@ -273,7 +326,8 @@ def map_block(dir_fd: int, field: Field, block: str, start: int, stop: int) -> t
     nbytes = -(-(phase + (stop - start) * field.row_nbytes) // PAGE_NBYTES) * PAGE_NBYTES
     fd = open_block(dir_fd, field, block, stop)
     try:
-        mapping = Mapping(Reservation(nbytes), 0, nbytes, fd, offset - phase, private=True)
+        alignment = HUGE_PAGE_NBYTES if nbytes >= HUGE_PAGE_NBYTES else PAGE_NBYTES
+        mapping = Mapping(Reservation(nbytes, alignment), 0, nbytes, fd, offset - phase, private=True)
     finally:
         os.close(fd)
     return tensor_at(mapping.address + phase, stop - start, field, mapping)
@@ -291,6 +345,8 @@ class CachedColumn(_Piecewise):
 
     def _rows(self, span: Span) -> torch.Tensor:
         block = self._cache.block(self._dir_fd, self.field, span.block, span.stop)
+        if block is None:
+            return self._read(span)
         rows: torch.Tensor = block.as_subclass(torch.Tensor)
         return rows[span.start : span.stop]
 
@@ -302,7 +358,10 @@ class CachedColumn(_Piecewise):
             return self.empty(0)
         self._check_one_run(start, stop)
         ((_, _, span),) = self._parts(start, stop)
-        return self._finish(map_block(self._dir_fd, self.field, span.block, span.start, span.stop))
+        try:
+            return self._finish(map_block(self._dir_fd, self.field, span.block, span.start, span.stop))
+        except ReservationRefused:
+            return self.copy(start, stop, 1)
 
 
 class PreadColumn(_Piecewise):
@@ -312,13 +371,7 @@ class PreadColumn(_Piecewise):
         return PreadColumn(self.field, self._dir_fd, column)
 
     def _rows(self, span: Span) -> torch.Tensor:
-        rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier)
-        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
-        try:
-            self._fill(fd, span.block, rows, span.start)
-        finally:
-            os.close(fd)
-        return rows
+        return self._read(span)
 
     def _take(self, span: Span, block_rows: torch.Tensor) -> torch.Tensor:
         """Read runs of neighbouring rows, not everything between the first and the last."""
@@ -334,14 +387,6 @@ class PreadColumn(_Piecewise):
             os.close(fd)
         found: torch.Tensor = torch.index_select(rows, 0, inverse)
         return found
-
-    def _fill(self, fd: int, block: str, rows: torch.Tensor, start: int) -> None:
-        nbytes = len(rows) * self.field.row_nbytes
-        offset = start * self.field.row_nbytes
-        got = files.read_into(fd, rows.view(-1).view(torch.uint8).numpy() if nbytes else b"", offset)
-        if got != nbytes:
-            path = files.path_of(self._dir_fd, block_path(self.field, block))
-            raise Corrupt("A block ends before its committed rows", path=path, offset=offset + got)
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
         return [(start, stop)] if start < stop else []

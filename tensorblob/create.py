@@ -84,7 +84,7 @@ def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> Non
 def _build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
     """Build a blob aside and rename it to `path`; `fill(dir_fd)` adds its blocks and returns the first checkpoint."""
     parent, name = os.path.split(path)
-    os.makedirs(parent, exist_ok=True)
+    files.make_directories(parent)
     _remove_abandoned(parent, name)
     aside = os.path.join(parent, f".{name}.{secrets.token_hex(4)}.new")
     files.make_directory(aside)

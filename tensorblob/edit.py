@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 
-class Span(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Span(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """Rows `start` to `stop` (block rows) of the block `block`."""
 
     block: str
@@ -20,7 +20,7 @@ class Span(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     stop: int
 
 
-class Block(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="block"):
+class Block(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True, tag="block"):
     """A sealed block of `column`: `rows` rows whose bytes have the checksum `crc32c`. It will never be
     written again.
     """
@@ -31,7 +31,7 @@ class Block(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     crc32c: int
 
 
-class Tail(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="tail"):
+class Tail(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True, tag="tail"):
     """The block that `column` grows in. Its rows from `start` end the column; the previous tail is sealed by this.
 
     `rows` are committed, with checksum `crc32c` over all of them (from block row 0); the file may grow to
@@ -46,7 +46,7 @@ class Tail(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     crc32c: int
 
 
-class Patch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="patch"):
+class Patch(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True, tag="patch"):
     """The block that overwritten quanta of `column` go to, grown to `rows`. Another id seals the previous patch
     block.
     """

@@ -91,6 +91,17 @@ def list_directory(path: str, *, dir_fd: int | None = None) -> list[str]:
         os.close(fd)
 
 
+def make_directories(path: str) -> None:
+    """Make a directory and those above it that are missing, each durably; raises `ReadOnlyStore` or the `OSError`."""
+    if exists(path):
+        return
+    parent = os.path.dirname(path)
+    make_directories(parent)
+    with contextlib.suppress(FileExistsError):
+        make_directory(path)
+    sync_directory(parent)
+
+
 def rename(source: str, target: str, *, dir_fd: int | None = None) -> None:
     with explained(f"Cannot rename {source!r} to {target!r}"):
         os.rename(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)

@@ -13,6 +13,7 @@ and its checksum is extended by each before it is written (in pieces that are st
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -28,8 +29,8 @@ from tensorblob.snapshot import Column
 
 SMALL_NBYTES = 64 << 10
 ALLOCATE_NBYTES = 64 << 10
-MAX_ALLOCATE_NBYTES = 32 << 20
-_CRC_NBYTES = 256 << 10
+MAX_ALLOCATE_NBYTES = 128 << 20
+PARALLEL_NBYTES = 4 << 20
 
 
 class BlockFile:
@@ -56,6 +57,37 @@ Array: TypeAlias = npt.NDArray[Any]
 def as_bytes(rows: Array) -> npt.NDArray[np.uint8]:
     """The memory of an array as bytes, without a copy if it is contiguous."""
     return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+
+
+class _Writing:
+    """`write_at` in a thread, for the length of a `with` block; what it raises, the block raises.
+
+    The block is not left, whatever interrupts it, before the thread has let go of the caller's memory.
+    """
+
+    def __init__(self, fd: int, data: npt.NDArray[np.uint8], offset: int) -> None:
+        self._arguments = fd, data, len(data), offset
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="tensorblob-write")
+
+    def _run(self) -> None:
+        try:
+            files.write_at(*self._arguments)
+        except BaseException as error:
+            self._error = error
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        interrupt: BaseException | None = None
+        while self._thread.is_alive():
+            try:
+                self._thread.join()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if (failure := interrupt or self._error) is not None:
+            raise failure
 
 
 class Growth:
@@ -102,6 +134,7 @@ class Growth:
 
     def _write(self, block: BlockFile, rows: Array, count: int) -> None:
         """Write `count` rows at the end of `block`, reserving space ahead of them."""
+        assert rows.dtype == self._dtype, "rows come in the carrier dtype"
         offset = block.rows * self.row_nbytes
         nbytes = count * self.row_nbytes
         if offset + nbytes > block.allocated:
@@ -113,17 +146,22 @@ class Growth:
 
     @staticmethod
     def _write_pieces(block: BlockFile, data: npt.NDArray[np.uint8], offset: int) -> None:
-        done, crc = 0, block.crc32c
+        """Write and checksum. Large parts do both at once, on two cores: neither needs the other."""
+        crc = block.crc32c
+        if len(data) >= PARALLEL_NBYTES:
+            with _Writing(block.fd, data, offset):
+                for start in range(0, len(data), HUGE_PAGE_NBYTES):
+                    crc = crc32c(crc, data[start : start + HUGE_PAGE_NBYTES])
+        done = 0 if len(data) < PARALLEL_NBYTES else len(data)
         while done < len(data):
             stop = min(done + HUGE_PAGE_NBYTES - (offset + done) % HUGE_PAGE_NBYTES, len(data))
-            for start in range(done, stop, _CRC_NBYTES):
-                crc = crc32c(crc, data[start : min(start + _CRC_NBYTES, stop)])
+            crc = crc32c(crc, data[done:stop])
             files.write_at(block.fd, data[done:stop], stop - done, offset + done)
             done = stop
         block.crc32c = crc
 
     def _allocate(self, block: BlockFile, offset: int, nbytes: int) -> None:
-        """Reserve space ahead of the rows: twice what there is, from 64 KiB to 32 MiB, at most the block."""
+        """Reserve space ahead of the rows: twice what there is, from 64 KiB to 128 MiB, at most the block."""
         ahead = min(max(offset + nbytes, ALLOCATE_NBYTES), MAX_ALLOCATE_NBYTES)
         stop = max(min(offset + nbytes + ahead, block.capacity_rows * self.row_nbytes), offset + nbytes)
         files.allocate(block.fd, block.allocated, stop - block.allocated)

@@ -187,12 +187,8 @@ class Manifest:
         self.edits += len(edit)
 
     def sync(self) -> None:
-        """Make everything appended so far durable."""
-        try:
-            files.sync_file(self.fd, manifest_name(self.generation))
-        except BaseException:
-            self.is_broken = True
-            raise
+        """Make everything appended so far durable. If it raises, the caller has to say that this is broken."""
+        files.sync_file(self.fd, manifest_name(self.generation))
 
     def ring_doorbell(self, generation: int) -> None:
         """Tell who watches this generation that `generation` has taken its place; failing to does no harm."""

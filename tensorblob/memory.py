@@ -86,16 +86,16 @@ class ReservationRefused(MemoryError):
 
 
 class Reservation:
-    """A range of addresses, 2 MiB aligned, unmapped when nothing refers to it any more."""
+    """A range of addresses, aligned to 2 MiB unless said otherwise, unmapped when nothing refers to it any more."""
 
-    def __init__(self, nbytes: int) -> None:
-        self._nbytes = nbytes + HUGE_PAGE_NBYTES
+    def __init__(self, nbytes: int, alignment: int = HUGE_PAGE_NBYTES) -> None:
+        self._nbytes = nbytes + (alignment if alignment > PAGE_NBYTES else 0)
         flags = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
         base = _mmap(None, self._nbytes, 0, flags, -1, 0)
         if base == _NOWHERE:
             raise ReservationRefused(f"No address space for {nbytes} bytes: {os.strerror(ctypes.get_errno())}")
         self._base = base
-        self.address = -(-base // HUGE_PAGE_NBYTES) * HUGE_PAGE_NBYTES
+        self.address = -(-base // alignment) * alignment
         self.nbytes = nbytes
 
     @classmethod
@@ -250,14 +250,17 @@ class Layout:
         self._make_tables()
 
     def _place(self) -> None:
-        """Place the spans, at first use: opening a blob does not walk them."""
+        """Place the spans, at first use: opening a blob does not walk them.
+
+        Until it is done `unmapped` is not 0 and `_unplaced` not None, so other threads come here too, and wait.
+        """
         with self._lock:
             if (column := self._unplaced) is not None:
-                self.unmapped = 0
                 self._add(list(column.placed()), column)
                 self._make_tables()
                 self._unplaced = None
-                self.unmapped += not self.cells
+                if self.cells:
+                    self.unmapped -= 1
 
     def _share(self, older: Layout, column: Column) -> None:
         """Take over the cells of `older`, less those that were trimmed."""

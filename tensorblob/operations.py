@@ -148,17 +148,15 @@ def _aligned_before(row: int, snapshot: Snapshot, columns: Sequence[Column], qua
     """The last row at or before `row` (the end) where every column is at a whole quantum of its last span, or `row`
     if none.
     """
-    lasts = [items[-1] for column in columns if (items := column.placed_at(column.stop))]
-    if not lasts:
-        return row
-    for back in range(max(quanta)):
-        if (
-            all(
-                (last.span.stop - back) % quantum == 0 and last.row <= row - back
-                for last, quantum in zip(lasts, quanta, strict=True)
-            )
-            and row - back >= snapshot.first_row
-        ):
+    lasts = [
+        (items[-1], quantum)
+        for column, quantum in zip(columns, quanta, strict=True)
+        if (items := column.placed_at(column.stop))
+    ]
+    for back in range(max(quanta) if len(snapshot) else 0):
+        if row - back < snapshot.first_row:
+            break
+        if all((last.span.stop - back) % quantum == 0 and last.row <= row - back for last, quantum in lasts):
             return row - back
     return row
 

@@ -98,7 +98,7 @@ class Vector(Generic[T]):
         return None
 
 
-class Placed(msgspec.Struct, frozen=True):
+class Placed(msgspec.Struct, frozen=True, gc=False):
     """A span with the row id of its first row."""
 
     row: int
@@ -332,6 +332,12 @@ class Snapshot(msgspec.Struct, frozen=True):
                     draft.fold(op)
         return draft.snapshot()
 
+    def trimmed(self, first_row: int) -> Snapshot:
+        """Return the snapshot without the rows before `first_row`; not a commit of its own."""
+        columns = tuple([column.trimmed(first_row) for column in self.columns])
+        notes = _trimmed_notes(self.notes, first_row)
+        return msgspec.structs.replace(self, columns=columns, first_row=first_row, notes=notes)
+
     def grown(self, tails: Sequence[tuple[int, int] | None], commits: int = 1) -> Snapshot:
         """Return the snapshot after `commits` edits that only grew the tails, the last of them to `tails`."""
         pairs = zip(self.columns, tails, strict=True)
@@ -394,9 +400,7 @@ class _Draft:
                 value["first_row"] = first_row
                 for number, column in enumerate(columns):
                     columns[number] = column.trimmed(first_row)
-                notes = value["notes"]
-                gone = next((i for i, note in enumerate(notes) if note.stop > first_row), len(notes))
-                value["notes"] = notes.dropped(gone)
+                value["notes"] = _trimmed_notes(value["notes"], first_row)
             case Cut(row):
                 value["history"] += 1
                 value["cuts"] = _with_cut(value["cuts"], value["history"], row)
@@ -418,6 +422,11 @@ class _Draft:
                 value.update(history=history, cuts=cuts, first_row=first_row, commits=commits)
                 self.is_checkpoint = True
         self.is_commit |= type(op) in _COMMITS
+
+
+def _trimmed_notes(notes: Vector[Note], first_row: int) -> Vector[Note]:
+    gone = next((index for index, note in enumerate(notes) if note.stop > first_row), len(notes))
+    return notes.dropped(gone) if gone else notes
 
 
 def _with_cut(cuts: tuple[tuple[int, int], ...], history: int, row: int) -> tuple[tuple[int, int], ...]:

@@ -199,6 +199,11 @@ class Rows:
         first, length = snapshot.first_row, snapshot.rows - snapshot.first_row
         rows = _as_indices(indices)
         count = rows.shape[0]
+        if self._single is not None and isinstance(column := columns[self._single], MappedColumn):
+            if out is not None:
+                _check_out(out, self._fields[0], count)
+            if (found := column.take_positions(rows, out, first, snapshot.rows)) is not None:
+                return found
         if count:
             low, high = rows.aminmax()
             if int(low) < 0:

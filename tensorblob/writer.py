@@ -67,6 +67,10 @@ Place = Callable[[Snapshot, Sequence[Growth]], list[Op]]
 """Places rows at the end of a snapshot's blocks, and returns the operations that commit them."""
 
 
+class _Superseded(SyncFailed):
+    """The files that a change was placed in may not be used any more; nothing of it was committed."""
+
+
 class Writer:
     """The open writing end of a blob. Any number of threads may use it, one change at a time.
 
@@ -138,9 +142,9 @@ class Writer:
         self._flushed_offset = self._manifest.offset if found.is_flushed else -1
         if not found.is_flushed:
             self._blocks.distrust(found.snapshot)
-        is_ours_alone = os.fstat(self._manifest.fd).st_nlink == 1
-        if found.is_same_boot and not found.is_torn and not found.is_cut and is_ours_alone:
-            self._go_on()
+        is_alone = os.fstat(self._manifest.fd).st_nlink == 1
+        if found.is_same_boot and not found.is_torn and not found.is_cut and is_alone:
+            self._go_on(found)
         else:
             self._recover(found)
         self._count_sealed()
@@ -167,14 +171,21 @@ class Writer:
         files.write_at(self._producer_fd, text, len(text), 0)
         files.rename(aside, f"producers/{self.producer}", dir_fd=self.dir_fd)
 
-    def _go_on(self) -> None:
-        """Append to this generation, and to blocks that may grow further: same boot, and nothing was cut."""
+    def _go_on(self, found: Replay) -> None:
+        """Go on in blocks that may grow further: same boot, and nothing was cut.
+
+        In this generation, too, if all of it is durable. Else begin one, which is a flush: after a power loss everything
+        that the log names since its last mark is checked, also blocks that are garbage by then and that nobody syncs.
+        """
         for number, column in enumerate(self._snapshot.columns):
             for block in (column.tail, column.patch):
                 if block is not None and block.rows < block.capacity_rows:
                     self._blocks.go_on_in(number, block)
-        manifest = self._current
-        manifest.append((session(manifest.fd, self.producer),))
+        if found.is_flushed:
+            manifest = self._current
+            manifest.append((session(manifest.fd, self.producer),))
+        else:
+            self._rotate()
 
     def _recover(self, found: Replay) -> None:
         """Begin a new generation at what replay proved; a new history too, if committed rows may have been lost.
@@ -191,7 +202,13 @@ class Writer:
         listed = files.list_directory("producers", dir_fd=self.dir_fd)
         gone = [name for name in listed if is_producer(name.removeprefix(".")) and self._is_dead(name)]
         current = self._current.generation
-        if not gone and generations(self.dir_fd)[0] == current:
+        is_alone = generations(self.dir_fd)[0] == current
+        if not is_alone:  # whoever began this generation may have died before its name was durable
+            files.sync_directory(".", dir_fd=self.dir_fd)
+        elif current == 1:  # and whoever made the blob, before its path was
+            with contextlib.suppress(PermissionError):
+                files.sync_directory(os.path.dirname(self.path))
+        if not gone and is_alone:
             return
         pinned = remove_superseded(self.dir_fd, current)
         named = {generation: self._names_in(generation) for generation in pinned}
@@ -253,6 +270,7 @@ class Writer:
                 self._dead_nbytes += 1  # a short log is quick to open
             self.reclaim(at_least_nbytes=1)
             self.flush()
+            self._blocks.unlink_dead()
         finally:
             self._leave()
 
@@ -264,9 +282,10 @@ class Writer:
             self._manifest.close()
             self._manifest = None
         if self._producer_fd >= 0:
-            with contextlib.suppress(OSError):
-                for name in (self.producer, f".{self.producer}"):
-                    files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
+            if not hasattr(self, "_blocks") or not self._blocks.has_dead:  # else the next writer sweeps
+                with contextlib.suppress(OSError):
+                    for name in (self.producer, f".{self.producer}"):
+                        files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
             os.close(self._producer_fd)
             self._producer_fd = -1
         if self._writer_lock is not None:
@@ -327,7 +346,7 @@ class Writer:
         """The row id after the newest row of `pending`."""
         retention = self._snapshot.retention
         self._is_retained = retention.max_rows is not None or retention.max_bytes is not None
-        self._is_plain = self._staged is None and not self._is_power and not self._is_retained
+        self._is_plain = self._staged is None and not self._is_retained
         self._notice_due()
 
     def _notice_due(self) -> None:
@@ -361,14 +380,15 @@ class Writer:
 
     def append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None = None) -> None:
         """Append `count` rows: one array per field, as `batch` makes them."""
-        is_done = False
-        while not is_done:
+        while True:
             if self._is_due or self._forks != _forks:
                 self._prepare()
             with self._lock:
                 if not self._is_due:
-                    self._append(columns, count, metadata)
-                    is_done = True
+                    try:
+                        return self._append(columns, count, metadata)
+                    except _Superseded:
+                        self._is_due = True
 
     def _append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None) -> None:
         offset = -1
@@ -381,10 +401,14 @@ class Writer:
                 tails.append(tail)
             else:
                 if self._is_plain and metadata is None:  # the common case: nothing but the tails changes
-                    manifest = self._current
+                    manifest = self._manifest
+                    assert manifest is not None
+                    self._make_appendable(manifest)
                     offset = manifest.offset
                     manifest.append((Grow(tuple(tails)),))  # the commit point
                     self._note_grown(tails, count)
+                    if self._is_power:
+                        self._acknowledge()
                     return
             if len(tails) == len(columns):
                 ops: list[Op] = [Grow(tuple(tails))]
@@ -393,18 +417,33 @@ class Writer:
                 ops = self._append_ops(columns)
             self._stage(ops, metadata)
         except BaseException:
-            if offset >= 0 and self._current.offset != offset:
-                self._note_grown(tails, count)  # interrupted after the edit was visible: it counts
-            else:
+            if offset < 0 or self._current.offset == offset:
                 self._restore()
+            elif self.stop_row != self._stop_of(tails):
+                self._note_grown(tails, count)  # interrupted after the edit was visible: it counts
             raise
+
+    def _stop_of(self, tails: list[tuple[int, int]]) -> int:
+        """The row after the last one when the first column's tail has grown to `tails[0]`."""
+        column = self._snapshot.columns[0]
+        assert column.tail is not None
+        return column.tail_row + tails[0][0] - column.tail.start
+
+    def _make_appendable(self, manifest: Manifest) -> None:
+        """Before the commit point: what the edit names is durable if it must be, and the manifest may be appended to."""
+        if manifest.is_broken or (self._is_power and self._blocks.poisoned):
+            raise _Superseded(
+                errno.EIO, "A sync failed while this change was under way; nothing was committed, try again"
+            )
+        if self._is_power:
+            self._blocks.sync(self._blocks.dirty())
 
     def _note_grown(self, tails: list[tuple[int, int]], count: int) -> None:
         self._grown = tails
         self._ungrown += 1
         self.stop_row += count
-        manifest = self._current
-        if manifest.edits >= MAX_EDITS or manifest.is_broken:
+        manifest = self._manifest
+        if manifest is None or manifest.edits >= MAX_EDITS or manifest.is_broken:
             self._is_due = True
 
     def _append_ops(self, columns: Sequence[Array]) -> list[Op]:
@@ -416,14 +455,18 @@ class Writer:
 
     def change(self, place: Place, metadata: dict[str, Any] | None = None) -> None:
         """Make any other change: commit the operations that `place(snapshot, growths)` returns, as one edit."""
-        with self._ready():
-            try:
-                ops = place(self.pending, self._growths)
-                if ops:
-                    self._stage(ops, metadata)
-            except BaseException:
-                self._restore()
-                raise
+        while True:
+            with self._ready():
+                try:
+                    if ops := place(self.pending, self._growths):
+                        self._stage(ops, metadata)
+                    return
+                except _Superseded:
+                    self._restore()
+                    self._is_due = True
+                except BaseException:
+                    self._restore()
+                    raise
 
     def settings(self, *, retention: Retention | None, metadata: dict[str, Any] | None) -> None:
         """Commit new settings of the blob, where they differ from what it has."""
@@ -471,9 +514,8 @@ class Writer:
                 before, self._staged = self._snapshot, None
                 if ops and metadata is not None:
                     ops.append(Note(min(before.rows, after.rows), after.rows, metadata))
-                    after = before.apply(tuple(ops))
                 if ops:
-                    self._commit(ops, after)
+                    self._commit(ops, before.apply(tuple(ops)))
                 self._settled()
             except BaseException:
                 self._ops, self._staged = [], None
@@ -482,8 +524,8 @@ class Writer:
 
     def _restore(self) -> None:
         """Forget what was placed since the pending snapshot, and remove the blocks that were created for it."""
-        staged = self._staged
-        self._blocks.discard_created(set().union(*(column.live() for column in staged.columns)) if staged else ())
+        named = {op.id for op in self._ops if isinstance(op, (Block, Tail, Patch))}
+        self._blocks.discard_created(named)
         self._settled()
 
     # -- the commit -----------------------------------------------------------------------------------------------------
@@ -492,14 +534,11 @@ class Writer:
         """Append one edit, after which `after` is the snapshot."""
         before, manifest = self.snapshot, self._current
         if self._is_retained or any(isinstance(op, Retention) for op in ops):
-            trimmed = Trim(_retained_from(after, self._row_nbytes))
-            if trimmed.first_row > after.first_row:
-                ops, after = [*ops, trimmed], after.apply((trimmed,))
+            first_row = _retained_from(after, self._row_nbytes)
+            if first_row > after.first_row:
+                ops, after = [*ops, Trim(first_row)], after.trimmed(first_row)
         assert len({column.stop for column in after.columns}) == 1, "all columns or none"
-        if manifest.is_broken or (self._is_power and self._blocks.poisoned):
-            raise SyncFailed(errno.EIO, "An earlier sync failed while this change was under way; make it again")
-        if self._is_power:
-            self._blocks.sync(self._blocks.dirty())
+        self._make_appendable(manifest)
         offset = manifest.offset
         try:
             manifest.append(tuple(ops))  # the commit point
@@ -507,8 +546,12 @@ class Writer:
             if manifest.offset != offset:
                 self._snapshot = after
                 self._blocks.keep_created()
-                self._note_dead(before, after)
-                self._settled()
+                if _is_only_grown(before, after):
+                    self.stop_row = after.rows
+                    self._notice_due()
+                else:
+                    self._note_dead(before, after)
+                    self._settled()
         if self._is_power:
             self._acknowledge()
 
@@ -534,15 +577,16 @@ class Writer:
 
     def _acknowledge(self) -> None:
         """At "power", after the commit point: make the edit durable and say so."""
-        manifest, rows = self._current, self._snapshot.rows
+        manifest, snapshot = self._current, self.snapshot
         try:
             manifest.sync()
         except SyncFailed as error:
-            self._notice_due()
+            manifest.is_broken = self._is_due = True
             raise OutcomeUnknown(
-                error.errno, f"The commit up to row {rows} is visible, but may not be durable: {error.strerror}"
+                error.errno,
+                f"The commit up to row {snapshot.rows} is visible, but may not be durable: {error.strerror}",
             ) from error
-        self._mark(manifest, manifest.offset, self._snapshot)
+        self._mark(manifest, manifest.offset, snapshot)
 
     def _mark(self, manifest: Manifest, offset: int, synced: Snapshot) -> None:
         """Append a durable mark: `synced` was the snapshot at `offset`. It only says what is so: its failure fails nobody."""
@@ -552,13 +596,14 @@ class Writer:
         with contextlib.suppress(OSError):
             snapshot, before = self.snapshot, manifest.offset
             cut = snapshot.cut_after(synced.history)
-            mark = (Durable(offset, synced.rows if cut is None else min(synced.rows, cut)),)
-            manifest.append(mark)
-            self._snapshot = snapshot.apply(mark)
+            durable_rows = synced.rows if cut is None else min(synced.rows, cut)
+            manifest.append((Durable(offset, durable_rows),))
+            self._snapshot = msgspec.structs.replace(snapshot, durable_rows=durable_rows)
             if self._staged is not None:
                 self._staged = msgspec.structs.replace(self._staged, durable_rows=self._snapshot.durable_rows)
             if offset == before:
                 self._flushed_offset = manifest.offset
+        self._notice_due()
 
     # -- durability ---------------------------------------------------------------------------------------------------
 
@@ -581,9 +626,10 @@ class Writer:
             try:
                 self._blocks.sync(dirty)
                 manifest.sync()
-            finally:
-                with self._lock:
-                    self._is_due = True  # have a failure noticed before the next change
+            except BaseException:
+                with self._lock:  # not under the feet of a commit: it has looked already
+                    manifest.is_broken = self._is_due = True
+                raise
             with self._lock:
                 self._mark(manifest, offset, synced)
 
@@ -675,6 +721,19 @@ def _retained_from(snapshot: Snapshot, row_nbytes: int) -> int:
     if retention.max_bytes is not None:
         keep = min(keep, max(retention.max_bytes // row_nbytes, 1))
     return snapshot.rows - keep
+
+
+def _is_only_grown(before: Snapshot, after: Snapshot) -> bool:
+    """True if the same blocks hold the rows of both, and the blob is otherwise as it was."""
+    return after.retention is before.retention and all(
+        new.spans is old.spans
+        and new.sealed is old.sealed
+        and new.patch is old.patch
+        and new.tail is not None
+        and old.tail is not None
+        and new.tail.id == old.tail.id
+        for old, new in zip(before.columns, after.columns, strict=True)
+    )
 
 
 def check_durability(durability: str, flush_every_s: float | None) -> None:

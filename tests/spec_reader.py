@@ -1,7 +1,7 @@
 """A reader of blobs in plain Python, written from the docstring of `tensorblob.format` alone and sharing no code with it.
 
-The tests hold the engine and its specification against each other with it: what one writes, the other reads. It folds rows one by
-one, checks every checksum, and is as slow as that sounds.
+The tests hold the engine and its specification against each other with it: what one writes, the other reads. It folds
+rows one by one, checks every checksum, and is as slow as that sounds.
 """
 
 import json

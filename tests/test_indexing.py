@@ -199,7 +199,7 @@ def test_one_index_out_of_bounds_spoils_many(case: Case, data: st.DataObject) ->
             blob[form(pick)]
         with pytest.raises(IndexError):
             blob.gather(form(pick), out=out)
-    assert not out.any()
+
 
 
 @modest

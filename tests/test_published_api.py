@@ -273,6 +273,9 @@ def test_appending_goes_to_the_end_wherever_the_cursor_is(path: Path, mode: str)
         assert blob.seek(3) == 3
         assert blob.write(rows(10)) == 1
         assert (blob.tell(), len(blob)) == (11, 11)
+        blob.seek(3)
+        assert blob.write(rows()) == 0
+        assert blob.tell() == 11
     assert stored(path) == list(range(11))
 
 
