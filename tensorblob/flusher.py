@@ -27,9 +27,12 @@ class Flusher:
     def _start(self) -> None:
         event = self._event
         owner = weakref.ref(self, lambda _: event.set())
-        self._thread = threading.Thread(target=_run, args=(self._flush, event, self._every_s, owner))
-        self._thread.name, self._thread.daemon = "tensorblob-flush", True
-        self._thread.start()
+        thread = threading.Thread(
+            target=_run, name="tensorblob-flush", args=(self._flush, event, self._every_s, owner), daemon=True
+        )
+        with contextlib.suppress(RuntimeError):  # no thread to be had now: tried again at the next waking
+            thread.start()
+            self._thread = thread
 
     def wake(self) -> None:
         if self._thread is None:

@@ -77,7 +77,10 @@ class _Writing:
             self._error = error
 
     def __enter__(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # no thread to be had: one after the other, then
+            self._run()
 
     def __exit__(self, *_: object) -> None:
         interrupt: BaseException | None = None
@@ -216,6 +219,8 @@ class Growth:
         """
         ops: list[Op] = []
         stop = start + len(rows)
+        if start == stop:
+            return ops
         for low, high in self._quanta(start, stop, column):
             first, last = max(low, start), min(high, stop)
             parts = [

@@ -59,7 +59,7 @@ def manifest_of(path: Path) -> Path:
 
 
 def photograph(path: Path) -> dict[str, tuple[Any, ...]]:
-    """Every name below `path` with its kind, size, inode, time of change and bytes: equal if and only if nothing was touched."""
+    """Every name below `path` with its kind, size, inode, time of change and bytes: equal only if nothing was touched."""
     found: dict[str, tuple[Any, ...]] = {}
     for entry in [path, *sorted(path.rglob("*"))]:
         stat = entry.lstat()

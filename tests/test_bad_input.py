@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from api_support import create, manifest_of, numbers, photograph, rows, stored
 from tensordict import TensorDict
 
 import tensorblob as tb
-from api_support import create, manifest_of, numbers, photograph, rows, stored
 
 FIELDS: dict[Any, Any] = {"obs": ("uint8", (4, 8)), ("next", "reward"): "float32", "nested": {"x": ("int64", 3)}}
 
@@ -83,25 +83,33 @@ FIELDS_THAT_DO_NOT_FIT = {
     "missing": (lambda: {key: value for key, value in batch(10, 2).items() if key != "obs"}, tb.SchemaMismatch, ValueError),
     "missing nested": (lambda: with_field("nested", {}), tb.SchemaMismatch, ValueError),
     "extra": (lambda: with_field("more", torch.zeros(2)), tb.SchemaMismatch, ValueError),
-    "extra nested": (lambda: with_field("next", {"reward": torch.zeros(2), "done": torch.zeros(2)}), tb.SchemaMismatch, ValueError),
+    "extra nested": (lambda: with_field("next", batch(10, 2)["next"] | {"x": torch.zeros(2)}), tb.SchemaMismatch, ValueError),
     "a tensor for a dict": (lambda: with_field("nested", torch.zeros(2, 3)), tb.SchemaMismatch, ValueError),
     "a dict for a tensor": (lambda: with_field("obs", {"x": torch.zeros(2, 3)}), tb.SchemaMismatch, ValueError),
     "unequal rows": (lambda: with_field("obs", batch(10, 3)["obs"]), tb.SchemaMismatch, ValueError),
     "unequal rows in the last": (lambda: with_field("nested", batch(10, 1)["nested"]), tb.SchemaMismatch, ValueError),
     "one row beside two": (lambda: with_field("obs", batch(10, 2)["obs"][0]), tb.SchemaMismatch, ValueError),
     "trailing shape": (lambda: with_field("obs", batch(10, 2)["obs"].transpose(1, 2)), tb.SchemaMismatch, ValueError),
-    "trailing shape in the last": (lambda: with_field("nested", {"x": torch.zeros(2, 4, dtype=torch.int64)}), tb.SchemaMismatch, ValueError),
+    "trailing shape in one": (lambda: with_field("nested", {"x": torch.zeros(2, 4).long()}), tb.SchemaMismatch, ValueError),
     "dtype": (lambda: with_field("obs", batch(10, 2)["obs"].int()), tb.DTypeMismatch, TypeError),
     "dtype in the last": (lambda: with_field("nested", {"x": batch(10, 2)["nested"]["x"].int()}), tb.DTypeMismatch, TypeError),
     "a bare tensor": (lambda: torch.zeros(2, 4, 8, dtype=torch.uint8), TypeError, TypeError),
-    "no field at all": (lambda: {}, tb.SchemaMismatch, ValueError),
+    "no field at all": (dict, tb.SchemaMismatch, ValueError),
     "nothing": (lambda: None, TypeError, TypeError),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("container", [lambda value: value, lambda value: TensorDict(value) if isinstance(value, dict) else value])
+@pytest.mark.parametrize(
+    "container",
+    [
+        lambda value: dict(value) if isinstance(value, dict) else value,
+        lambda value: TensorDict(value) if isinstance(value, dict) else value,
+    ],
+)
 @pytest.mark.parametrize("case", FIELDS_THAT_DO_NOT_FIT)
-def test_fields_that_do_not_fit_are_refused_before_the_first_byte_of_any(fields_path: Path, case: str, container) -> None:
+def test_fields_that_do_not_fit_are_refused_before_the_first_byte_of_any(
+    fields_path: Path, case: str, container
+) -> None:
     make, ours, builtin = FIELDS_THAT_DO_NOT_FIT[case]
     with tb.TensorBlob.open(fields_path, "r+") as blob:
         blob.flush()  # nothing is left to be done in the background
@@ -139,7 +147,7 @@ CALLS_THAT_CANNOT_BE = {
     "gather into too few rows": (lambda b: b.gather([0, 1], out=torch.zeros(1, 1024)), ValueError),
     "gather into another shape": (lambda b: b.gather([0, 1], out=torch.zeros(2, 1023)), ValueError),
     "gather into what is not contiguous": (lambda b: b.gather([0, 1], out=torch.zeros(2, 2, 1024)[:, 1]), ValueError),
-    "gather into another dtype": (lambda b: b.gather([0, 1], out=torch.zeros(2, 1024, dtype=torch.float64)), (TypeError, ValueError)),
+    "gather into another dtype": (lambda b: b.gather([0, 1], out=torch.zeros(2, 1024).double()), (TypeError, ValueError)),
     "extend by a tensor": (lambda b: b.extend(rows(1)), (TypeError, ValueError)),
     "extend by nothing": (lambda b: b.extend(None), (TypeError, ValueError)),
     "trim a word": (lambda b: b.trim("a"), TypeError),
@@ -227,7 +235,19 @@ def test_a_reader_never_creates_grows_or_truncates_a_file(path: Path, options: d
                 stream.write(b'12345678 [["grow",[[')
     before = photograph(path.parent)
     with tb.TensorBlob.open(path, **options) as blob:
-        for use in ("index", "slice", "list", "__getitems__", "iter", "read", "seek", "refresh", "view", "runs", "gather"):
+        for use in (
+            "index",
+            "slice",
+            "list",
+            "__getitems__",
+            "iter",
+            "read",
+            "seek",
+            "refresh",
+            "view",
+            "runs",
+            "gather",
+        ):
             USES[use](blob)
         for use in ("write", "truncate", "extend", "flush", "transaction", "trim", "compact", "set_metadata"):
             with pytest.raises(tb.NotWritable) as caught:

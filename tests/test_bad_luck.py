@@ -1,4 +1,4 @@
-"""A second writer, a read-only directory, another user, a forked child: an exception that says what to do, or nothing at all."""
+"""A second writer, a read-only directory, another user, a forked child: an error that says what to do, or nothing at all."""
 
 import atexit
 import multiprocessing
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import tensorblob as tb
 from api_support import (
     SHAPE,
     complaint,
@@ -29,6 +27,8 @@ from api_support import (
     rows,
     stored,
 )
+
+import tensorblob as tb
 
 WRITABLE = ["w", "a", "r+", "w+", "a+"]
 LOCK_EX = 2
@@ -166,7 +166,10 @@ def _as_this_user(path: Path) -> dict[str, Any]:
 def check_report(report: dict[str, Any], before: dict[str, Any], path: Path) -> None:
     for what in (*WRITABLE, "create", "copy"):
         error = report.pop(what)
-        assert error is not None and {"ReadOnlyStore", "BlobError", "OSError"} <= error.names, (what, error and error.text)
+        assert error is not None and {"ReadOnlyStore", "BlobError", "OSError"} <= error.names, (
+            what,
+            error and error.text,
+        )
     assert set(map(str, report.values())) == {str((list(range(10)), [3, 1], False))}
     assert photograph(path.parent) == before
 
@@ -253,7 +256,10 @@ def test_a_forked_child_can_read_but_never_inherits_the_writer(path: Path) -> No
     report = elsewhere(_use_in_a_forked_child, path)
     for use in USES_OF_A_WRITER:
         error = report[use]
-        assert error is not None and {"ForkedHandle", "BlobError", "RuntimeError"} <= error.names, (use, error and error.text)
+        assert error is not None and {"ForkedHandle", "BlobError", "RuntimeError"} <= error.names, (
+            use,
+            error and error.text,
+        )
     assert report["read"] == (list(range(10)), [7, 1], list(range(2, 9)))
     assert report["untouched"]
     assert "WriterBusy" in report["second writer"].names  # the child's close did not let go of the parent's lock

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from api_support import SHAPE, create, manifest_of, photograph, stored
 
 import tensorblob as tb
-from api_support import SHAPE, create, manifest_of, photograph, stored
 
 MODES = ["r", "w", "a", "r+", "w+", "a+"]
 FIELDS: dict[Any, Any] = {"obs": ("uint8", (4, 8)), ("next", "reward"): "float32", "nested": {"x": ("int64", 3)}}
@@ -45,14 +45,18 @@ FIELD_CONFLICTS: dict[str, dict[str, Any]] = {
     "an unnamed field": {"dtype": "uint8", "shape": (4, 8)},
     "a field more": {"schema": FIELDS | {"more": "float32"}},
     "a field less": {"schema": {key: FIELDS[key] for key in ("obs", "nested")}},
-    "another name": {"schema": {"obs": ("uint8", (4, 8)), ("next", "reward"): "float32", "nested": {"y": ("int64", 3)}}},
+    "another name": {
+        "schema": {"obs": ("uint8", (4, 8)), ("next", "reward"): "float32", "nested": {"y": ("int64", 3)}}
+    },
     "another dtype": {"schema": FIELDS | {"obs": ("int8", (4, 8))}},
     "another shape": {"schema": FIELDS | {"obs": ("uint8", (8, 4))}},
 }
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("kind", "case"), [*(("path", case) for case in CONFLICTS), *(("fields_path", case) for case in FIELD_CONFLICTS)])
+@pytest.mark.parametrize(
+    ("kind", "case"), [*(("path", case) for case in CONFLICTS), *(("fields_path", case) for case in FIELD_CONFLICTS)]
+)
 def test_a_schema_that_conflicts_is_refused_in_every_mode(request, mode: str, kind: str, case: str) -> None:
     path = request.getfixturevalue(kind)
     before = photograph_but_for_the_lock(path)
@@ -122,9 +126,9 @@ def _edit_json(path: Path, **changes: object) -> None:
     (path / "schema.json").write_text(json.dumps(value | changes, separators=(",", ":")) + "\n")
 
 
-def _flip(file: Path, offset: int) -> None:
+def _flip(file: Path, where: bytes) -> None:
     content = bytearray(file.read_bytes())
-    content[offset] ^= 1
+    content[content.index(where)] ^= 1
     file.write_bytes(content)
 
 
@@ -132,6 +136,11 @@ def _foreign_directory(path: Path) -> None:
     path.rename(path.with_name("elsewhere"))
     path.mkdir()
     (path / "notes.txt").write_text("mine")
+
+
+def _schema_directory(path: Path) -> None:
+    (path / "schema.json").unlink()
+    (path / "schema.json").mkdir()
 
 
 def _foreign_file(path: Path) -> None:
@@ -148,15 +157,15 @@ DAMAGES = {
     "a foreign schema.json": (lambda p: (p / "schema.json").write_text("{}"), tb.NotABlob, ValueError),
     "a schema.json of no text": (lambda p: (p / "schema.json").write_bytes(b"\xff\xfe\0"), tb.NotABlob, ValueError),
     "a changed schema.json": (lambda p: _edit_json(p, uuid="0" * 32), tb.Corrupt, OSError),
-    "a schema.json that is a directory": (lambda p: ((p / "schema.json").unlink(), (p / "schema.json").mkdir()), tb.BlobError, (ValueError, OSError)),
+    "a schema.json that is a directory": (_schema_directory, tb.BlobError, (ValueError, OSError)),
     "a later version": (lambda p: _edit_json(p, version=2), tb.UnsupportedFormat, ValueError),
     "an unknown feature": (lambda p: _edit_json(p, features=["holograms"]), tb.UnsupportedFormat, ValueError),
     "no manifest": (lambda p: manifest_of(p).unlink(), tb.BlobError, (ValueError, OSError)),
     "an empty manifest": (lambda p: os.truncate(manifest_of(p), 0), tb.Corrupt, OSError),
     "a manifest of zeros": (lambda p: manifest_of(p).write_bytes(bytes(manifest_of(p).stat().st_size)), tb.Corrupt, OSError),
     "a foreign manifest": (lambda p: manifest_of(p).write_text("mine\n"), tb.Corrupt, OSError),
-    "a flipped bit in the checkpoint": (lambda p: _flip(manifest_of(p), 12), tb.Corrupt, OSError),
-    "a flipped bit in the middle": (lambda p: _flip(manifest_of(p), manifest_of(p).read_bytes().index(b'"tail"')), tb.Corrupt, OSError),
+    "a flipped bit in the checkpoint": (lambda p: _flip(manifest_of(p), b'"state"'), tb.Corrupt, OSError),
+    "a flipped bit in the middle": (lambda p: _flip(manifest_of(p), b'"tail"'), tb.Corrupt, OSError),
 }  # fmt: skip
 
 

@@ -296,7 +296,7 @@ def _grow_in_little_space(path: Path, spare_nbytes: int) -> list[int]:
         reader.view(0, 1), blob.view(0, 1)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         found = []
-        for number in range(40):
+        for number in range(80):
             blob.write(rows(*range(number, number + 256)))
             reader.refresh()
             found.append(int(reader[-1][0]))
@@ -308,7 +308,7 @@ def test_a_blob_that_outgrows_its_address_space_goes_on_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = create(tmp_path / "x.blob", 10, block_size=256)
-    assert elsewhere(_with_small_reservations, _grow_in_little_space, path, 64 << 20) == list(range(255, 295))
+    assert elsewhere(_with_small_reservations, _grow_in_little_space, path, 200 << 20) == list(range(255, 335))
 
 
 def _with_small_reservations(function: Callable[..., Any], *args: Any) -> Any:

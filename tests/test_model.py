@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,7 +30,9 @@ class RollBack(Exception):
 class BlobMachine(RuleBasedStateMachine):
     """One blob, its writer or whatever handle is open on it, readers and views; `model` is the number in each row."""
 
-    schema: dict[str, tuple[str, tuple[int, ...]]] = {"": ("int32", (1024,))}  # a page: the quantum is one row
+    schema: ClassVar[dict[str, tuple[str, tuple[int, ...]]]] = {
+        "": ("int32", (1024,))
+    }  # a page: the quantum is one row
     block_rows = 3
     batch = st.integers(0, 8)
 
@@ -95,7 +97,11 @@ class BlobMachine(RuleBasedStateMachine):
         assert len(blob) == len(self.model)
         assert 0 <= blob.tell() <= len(blob)
         assert blob.snapshot.rows - blob.snapshot.first_row == len(self.model)
-        assert (blob.first_row, blob.rows, blob.history) == (blob.snapshot.first_row, blob.snapshot.rows, blob.snapshot.history)
+        assert (blob.first_row, blob.rows, blob.history) == (
+            blob.snapshot.first_row,
+            blob.snapshot.rows,
+            blob.snapshot.history,
+        )
         assert blob.durable_rows <= blob.rows
         if blob.mode not in ("w", "a"):
             assert self.numbers(blob[:]) == self.model
@@ -180,7 +186,11 @@ class BlobMachine(RuleBasedStateMachine):
                     model = self.write_once(data.draw(self.batch), model)
                 reader.refresh()  # only a durable mark may be new
                 assert self.numbers(reader[:]) == self.model
-                assert (reader.rows, reader.first_row, reader.history) == (before.rows, before.first_row, before.history)
+                assert (reader.rows, reader.first_row, reader.history) == (
+                    before.rows,
+                    before.first_row,
+                    before.history,
+                )
                 if fails:
                     raise RollBack
         except RollBack:
@@ -304,7 +314,11 @@ class BlobMachine(RuleBasedStateMachine):
         moved = reader.refresh()
         assert moved or reader.snapshot == before
         assert self.numbers(reader[:]) == self.model
-        assert (reader.rows, reader.first_row, reader.history) == (self.blob.rows, self.blob.first_row, self.blob.history)
+        assert (reader.rows, reader.first_row, reader.history) == (
+            self.blob.rows,
+            self.blob.first_row,
+            self.blob.history,
+        )
         self.readers[which % len(self.readers)] = (reader, self.model, reader.snapshot)
 
     @precondition(lambda self: self.readers)
@@ -312,13 +326,8 @@ class BlobMachine(RuleBasedStateMachine):
     def hold_a_view(self, which: int, ends: tuple[float, float]) -> None:
         reader, model, _ = self.readers[which % len(self.readers)]
         start, stop = (int(end * len(model)) for end in sorted(ends))
-        try:
-            runs = reader.runs(start, stop)
-            views = [(reader.view(*run), model[slice(*run)]) for run in runs]
-        except tb.SeamError:
-            raise
-        except tb.BlobError:
-            return  # this reader maps nothing
+        runs = reader.runs(start, stop)
+        views = [(reader.view(*run), model[slice(*run)]) for run in runs]
         assert [i for run in runs for i in range(*run)] == list(range(start, stop))
         self.views = [*self.views, *views][-HELD:]
 
@@ -329,18 +338,20 @@ def _read_all(path: Path) -> Any:
 
 
 class HalfPages(BlobMachine):
-    schema = {"": ("int64", (2, 128))}  # 2048 bytes: the quantum is two rows
+    schema: ClassVar = {"": ("int64", (2, 128))}  # 2048 bytes: the quantum is two rows
     block_rows = 4
 
 
 class OddRows(BlobMachine):
-    schema = {"": ("int32", (250,))}  # 1000 bytes: the quantum is 512 rows, so that every cut leaves a part of one
+    schema: ClassVar = {
+        "": ("int32", (250,))
+    }  # 1000 bytes: the quantum is 512 rows, so that every cut leaves a part of one
     block_rows = 512
     batch = st.integers(0, 700)
 
 
 class SeveralFields(BlobMachine):
-    schema = {"obs": ("int16", (2, 1024)), "reward": ("int32", (512,)), "action": ("int64", (1024,))}
+    schema: ClassVar = {"obs": ("int16", (2, 1024)), "reward": ("int32", (512,)), "action": ("int64", (1024,))}
     block_rows = 2
     batch = st.integers(0, 6)
 
@@ -357,5 +368,5 @@ TestBlobIsAListOfOddRows = OddRows.TestCase
 TestBlobIsAListOfSeveralFields = SeveralFields.TestCase
 TestBlobIsAListOfRows.settings = MODEST
 TestBlobIsAListOfHalfPages.settings = MODEST
-TestBlobIsAListOfOddRows.settings = MODEST
+TestBlobIsAListOfOddRows.settings = settings(MODEST, max_examples=8)
 TestBlobIsAListOfSeveralFields.settings = MODEST

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from api_support import create, numbers, rows, stored
 
 import tensorblob as tb
-from api_support import create, numbers, rows, stored
 
 WAYS: list[dict[str, Any]] = [{}, {"io": "pread"}, {"max_cached_blocks": 1}]
 
@@ -24,8 +24,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("options", WAYS)
-@pytest.mark.parametrize("before_row", [0, 1, 4, 6, 9, 10])
-@pytest.mark.parametrize("at", [0, 2, 5, 10])
+@pytest.mark.parametrize("before_row", [0, 4, 6, 10])
+@pytest.mark.parametrize("at", [0, 5, 10])
 def test_a_write_after_a_trim_goes_to_the_row_at_the_cursor_or_the_oldest_left(
     path: Path, at: int, before_row: int, options: dict[str, Any]
 ) -> None:
@@ -77,7 +77,7 @@ def test_rows_can_be_overwritten_truncated_and_trimmed_in_one_transaction(path: 
 
 @pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("maintain_order", [True, False])
-@pytest.mark.parametrize("cut", [0, 1, 5, 9, 10, 13, 14, 24])
+@pytest.mark.parametrize("cut", [0, 5, 9, 13, 14])
 def test_what_was_adopted_can_be_read_when_the_rows_before_it_are_trimmed(
     tmp_path: Path, cut: int, maintain_order: bool, options: dict[str, Any]
 ) -> None:
@@ -121,8 +121,8 @@ def fields(*numbers: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("maintain_order", [True, False])
 @pytest.mark.parametrize("keep", [0, 1, None])
-@pytest.mark.parametrize("trim", range(5))
-@pytest.mark.parametrize("patch", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize("trim", [0, 1, 3, 4])
+@pytest.mark.parametrize("patch", [None, 0, 2])
 def test_fields_of_different_quanta_are_extended_whatever_is_left_of_them(
     tmp_path: Path, patch: int | None, trim: int, keep: int | None, maintain_order: bool
 ) -> None:
@@ -156,8 +156,10 @@ DTYPES = [torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.complex64, torc
 
 @pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 2)])
-def test_any_dtype_is_sliced_backwards(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_any_dtype_is_sliced_backwards(
+    tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
     count = 50
     batch = (torch.arange(count) % 7).reshape(-1, *[1] * len(shape)).expand(-1, *shape).to(dtype)
     with tb.TensorBlob.open(tmp_path / "x", "w+", dtype=dtype, shape=shape, **options) as blob:

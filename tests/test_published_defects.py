@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from api_support import SHAPE, create, numbers, photograph, rows, stored
 
 import tensorblob as tb
-from api_support import SHAPE, create, numbers, photograph, rows, stored
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -37,7 +38,9 @@ def block_files(path: Path) -> list[Path]:
     lambda block: os.truncate(block, block.stat().st_size - 1),
 ], ids=["missing", "empty", "short"])  # fmt: skip
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_missing_or_short_block_is_an_error_and_is_not_created_or_grown(path: Path, which: int, damage, options) -> None:
+def test_a_missing_or_short_block_is_an_error_and_is_not_created_or_grown(
+    path: Path, which: int, damage, options
+) -> None:
     block = block_files(path)[which]
     damage(block)
     before = photograph(path)
@@ -146,7 +149,9 @@ def test_reading_a_negative_size_reads_to_the_end_as_files_do(path: Path, size: 
 # ---- a batch of the wrong trailing shape is silently re-cut
 
 
-@pytest.mark.parametrize("batch_shape", [(1, 6), (2, 6), (3, 2), (6, 1), (1, 2, 4), (2, 3, 2), (2, 2, 3, 1), (7,), (5,), ()])
+@pytest.mark.parametrize(
+    "batch_shape", [(1, 6), (2, 6), (3, 2), (6, 1), (1, 2, 4), (2, 3, 2), (2, 2, 3, 1), (7,), (5,), ()]
+)
 def test_only_flat_input_is_cut_into_rows(tmp_path: Path, batch_shape: tuple[int, ...]) -> None:
     with tb.TensorBlob.open(tmp_path / "x", "w+", dtype="float32", shape=(2, 3)) as blob:
         with pytest.raises(tb.SchemaMismatch):
@@ -160,12 +165,11 @@ def test_only_flat_input_is_cut_into_rows(tmp_path: Path, batch_shape: tuple[int
 
 
 def test_an_exception_inside_a_transaction_commits_nothing(path: Path) -> None:
-    with pytest.raises(KeyError), tb.TensorBlob.open(path, "r+") as blob:
-        with blob.transaction():
-            blob.write(rows(100))
-            blob.seek(0, 2)
-            blob.write(rows(10, 11))
-            raise KeyError
+    with pytest.raises(KeyError), tb.TensorBlob.open(path, "r+") as blob, blob.transaction():
+        blob.write(rows(100))
+        blob.seek(0, 2)
+        blob.write(rows(10, 11))
+        raise KeyError
     assert stored(path) == list(range(10))
 
 
@@ -189,8 +193,17 @@ def test_w_never_ignores_the_dtype_and_shape_passed(path: Path, mode: str, asked
         assert len(blob) == 0
 
 
-@pytest.mark.parametrize("bad", [{"dtype": "floaty"}, {"shape": (2, -1)}, {"shape": "ab"}, {"block_size": 0}, {"block_size": "a"},
-                                 {"max_cached_blocks": -1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"dtype": "floaty"},
+        {"shape": (2, -1)},
+        {"shape": "ab"},
+        {"block_size": 0},
+        {"block_size": "a"},
+        {"max_cached_blocks": -1},
+    ],
+)
 def test_a_failed_creation_leaves_nothing_behind(tmp_path: Path, bad: dict[str, Any]) -> None:
     good: dict[str, Any] = {"dtype": "float32", "shape": SHAPE}
     with pytest.raises((TypeError, ValueError)):

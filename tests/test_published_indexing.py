@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from api_support import SHAPE, create, numbers, rows, stored
+
 from tensorblob import TensorBlob
 
 READABLE = ["r", "r+", "w+", "a+"]
@@ -63,8 +63,12 @@ def test_slice_bounds_may_be_anything_with_an_index(blob: TensorBlob) -> None:
     assert numbers(blob[np.int64(2) : torch.tensor(5)]) == [2, 3, 4]
 
 
-@pytest.mark.parametrize(("index", "error"), [(slice(None, None, 0), ValueError), (slice("a"), TypeError), (slice(1.5), TypeError)])
-def test_an_impossible_slice_fails_as_it_does_for_a_list(blob: TensorBlob, index: slice, error: type[Exception]) -> None:
+@pytest.mark.parametrize(
+    ("index", "error"), [(slice(None, None, 0), ValueError), (slice("a"), TypeError), (slice(1.5), TypeError)]
+)
+def test_an_impossible_slice_fails_as_it_does_for_a_list(
+    blob: TensorBlob, index: slice, error: type[Exception]
+) -> None:
     with pytest.raises(error) as expected:
         [][index]
     with pytest.raises(error) as caught:
@@ -259,7 +263,9 @@ def test_a_blob_can_be_extended_by_itself(path: Path) -> None:
 @pytest.mark.parametrize("change", [{"dtype": "int32"}, {"shape": (1, 1024)}])
 def test_extend_refuses_another_kind_of_rows(path: Path, tmp_path: Path, change: dict[str, object]) -> None:
     with (
-        TensorBlob.open(tmp_path / "x", "w+", **({"dtype": "float32", "shape": SHAPE, "block_size": 4} | change)) as source,
+        TensorBlob.open(
+            tmp_path / "x", "w+", **({"dtype": "float32", "shape": SHAPE, "block_size": 4} | change)
+        ) as source,
         TensorBlob.open(path, "a") as blob,
         pytest.raises(ValueError) as caught,
     ):

@@ -182,7 +182,7 @@ def losses_of_the_log(path: Path) -> Iterator[tuple[str, int, Callable[[bytearra
 
         yield f"log ends at {cut}", left, shorten
         yield f"log is zero from {cut}", left, zero
-    for low, high in itertools.combinations([durable, *ends[2:]], 2):  # pages in the middle that never made it
+    for low, high in itertools.combinations(sorted({durable, *ends[2:]}), 2):  # pages in the middle that never made it
         left = sum(end <= low for end in ends)
 
         def hole(data: bytearray, low: int = low, high: int = high) -> None:
