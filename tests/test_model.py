@@ -20,6 +20,7 @@ from tensordict import TensorDictBase
 import tensorblob as tb
 
 READER_OPTIONS: list[dict[str, Any]] = [{}, {"io": "pread"}, {"max_cached_blocks": 1}, {"max_cached_blocks": 2}]
+WRITER_OPTIONS: list[dict[str, Any]] = [*READER_OPTIONS, {"durability": "power"}]
 HELD = 4  # readers, and views, that are held at a time
 
 
@@ -123,7 +124,7 @@ class BlobMachine(RuleBasedStateMachine):
     def create(self, mode: str) -> None:
         self.blob = tb.TensorBlob.open(self.path, mode, **self.options)
 
-    @rule(mode=st.sampled_from(["r", "r+", "r+", "a", "a+"]), options=st.sampled_from(READER_OPTIONS))
+    @rule(mode=st.sampled_from(["r", "r+", "r+", "a", "a+"]), options=st.sampled_from(WRITER_OPTIONS))
     def reopen(self, mode: str, options: dict[str, Any]) -> None:
         rows, first_row, history = self.blob.rows, self.blob.first_row, self.blob.history
         self.blob.close()

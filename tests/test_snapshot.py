@@ -272,7 +272,9 @@ class SnapshotMachine(RuleBasedStateMachine):
         snapshot, model = version[0].apply(edit), copy.deepcopy(version[1])
         for op in edit:
             model.apply(op)
-        model.durable_rows = min(model.durable_rows, model.rows)  # rows that are gone are not durable when they grow again
+        model.durable_rows = min(
+            model.durable_rows, model.rows
+        )  # rows that are gone are not durable when they grow again
         model.commits += any(type(op) in COMMITS for op in edit)
         self.made.append((snapshot, model))
         check(snapshot, model)
