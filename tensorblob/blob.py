@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io as _io
+import operator
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ import torch
 from tensorblob import create, files, operations
 from tensorblob.batch import Batches
 from tensorblob.edit import Metadata, Retention
-from tensorblob.errors import BlobClosed, NotReadable, NotWritable, OutcomeUnknown, SchemaConflict
+from tensorblob.errors import BlobClosed, BlobReplaced, NotReadable, NotWritable, OutcomeUnknown, SchemaConflict
 from tensorblob.operations import Source
 from tensorblob.reader import Reader, RowsReference, choose_io, open_store, wrap_views
 from tensorblob.schema import FieldSpec, Schema, dtype_name, make_schema
@@ -87,7 +88,7 @@ class TensorBlob(Rows):
         path = os.fspath(Path(filename).expanduser().resolve())
         asked = _asked_schema(dtype, shape, schema, block_rows, block_size, max_rows, max_bytes)
         for name, value in (("max_rows", max_rows), ("max_bytes", max_bytes), ("max_cached_blocks", max_cached_blocks)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}!")
         if io not in (None, "map", "pread"):
             raise ValueError(f"io must be 'map', 'pread' or None, got {io!r}")
@@ -293,7 +294,8 @@ class TensorBlob(Rows):
         """A copy of the next `size` rows (None or negative: all that are left), as one tensor or TensorDict."""
         self._check_readable()
         position = self.tell()
-        stop = len(self) if size is None or size < 0 else min(position + size, len(self))
+        size = -1 if size is None else operator.index(size)
+        stop = len(self) if size < 0 else min(position + size, len(self))
         found = self[position:stop]
         self._cursor = self.snapshot.first_row + stop
         return found
@@ -323,7 +325,7 @@ class TensorBlob(Rows):
                 base = len(self)
             case _:
                 raise ValueError(f"Invalid whence: {whence!r}")
-        self._cursor = self.snapshot.first_row + max(min(base + pos, len(self)), 0)
+        self._cursor = self.snapshot.first_row + max(min(base + operator.index(pos), len(self)), 0)
         return self.tell()
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -378,6 +380,7 @@ class TensorBlob(Rows):
     def truncate(self, pos: int | None = None) -> int:
         """Cut the rows from position `pos` (default: the cursor) on; return the cursor's position, which is there."""
         writer = self._check_writable()
+        pos = None if pos is None else operator.index(pos)
         if pos is not None and pos < 0:
             raise ValueError(f"Truncate position must be non-negative, got {pos}!")
         position = self.seek(pos if pos is not None else self.tell())
@@ -388,8 +391,8 @@ class TensorBlob(Rows):
 
     def trim(self, before_row: int) -> int:
         """Drop the rows with ids below `before_row`; return the new `first_row`. Row ids and history stay."""
-        writer = self._check_writable()
-        writer.change(lambda snapshot, _: operations.trim(snapshot, before_row))
+        writer, row = self._check_writable(), operator.index(before_row)
+        writer.change(lambda snapshot, _: operations.trim(snapshot, row))
         writer.reclaim()
         return self.first_row
 
@@ -424,8 +427,11 @@ class TensorBlob(Rows):
             snapshot, _, pin = self._reader.state()
             yield Source(self._reader.dir_fd, self._store, snapshot, pin)
             return
+        assert self._writer is not None
         reader = Reader(self.filename, io="pread")
         try:
+            if not os.path.sameopenfile(reader.dir_fd, self._writer.dir_fd):
+                raise BlobReplaced(f"{self.filename!r} is another blob than the one that this handle writes")
             snapshot, _, pin = reader.state()
             yield Source(reader.dir_fd, reader.store, snapshot, pin)
         finally:

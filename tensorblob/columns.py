@@ -45,7 +45,7 @@ class ColumnRows(ABC):
         return rows.view(self._dtype) if self._is_carried else rows
 
     def empty(self, count: int) -> torch.Tensor:
-        return torch.empty((count, *self.field.shape), dtype=self._dtype)
+        return torch.empty((count, *self.field.shape), dtype=self._dtype, device="cpu")
 
     @abstractmethod
     def follow(self, column: Column) -> ColumnRows:
@@ -91,7 +91,7 @@ class MappedColumn(ColumnRows):
         self._shared = shared if shared is not None else Layout(field, dir_fd, column, private=False)
         self._private = private
         self._lock = threading.Lock()
-        self._committed: tuple[int, int, torch.Tensor] = (-1, -1, torch.empty(0))
+        self._committed: tuple[int, int, torch.Tensor] = (-1, -1, torch.empty(0, device="cpu"))
 
     def follow(self, column: Column) -> MappedColumn:
         private = self._private and self._private.follow(self.column, column)
@@ -255,7 +255,7 @@ class _Piecewise(ColumnRows):
 
     def _read(self, span: Span) -> torch.Tensor:
         """The rows of `span` by pread."""
-        rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier)
+        rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier, device="cpu")
         fd = open_block(self._dir_fd, self.field, span.block, span.stop)
         try:
             self._fill(fd, span.block, rows, span.start)
@@ -375,7 +375,7 @@ class PreadColumn(_Piecewise):
 
     def _take(self, span: Span, block_rows: torch.Tensor) -> torch.Tensor:
         """Read runs of neighbouring rows, not everything between the first and the last."""
-        rows = torch.empty((len(block_rows), *self.field.shape), dtype=self._carrier)
+        rows = torch.empty((len(block_rows), *self.field.shape), dtype=self._carrier, device="cpu")
         unique, inverse = torch.unique_consecutive(block_rows, return_inverse=True)
         ids = unique.numpy()
         bounds = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]

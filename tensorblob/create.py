@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,13 +86,10 @@ def _build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
     """Build a blob aside and rename it to `path`; `fill(dir_fd)` adds its blocks and returns the first checkpoint."""
     parent, name = os.path.split(path)
     files.make_directories(parent)
-    _remove_abandoned(parent, name)
     aside = os.path.join(parent, f".{name}.{secrets.token_hex(4)}.new")
-    files.make_directory(aside)
     with _removed_unless_renamed(aside):
-        dir_fd = files.open_directory(aside)
+        dir_fd = _begin(parent, name, aside)
         try:
-            files.try_lock(dir_fd, shared=False)
             store = Store(secrets.token_hex(16), schema)
             directories = ["blocks", *(f"blocks/{field.directory}" for field in schema), "producers", "cursors"]
             for directory in directories:
@@ -118,6 +116,21 @@ def _build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
     return True
 
 
+def _begin(parent: str, name: str, aside: str) -> int:
+    """Make and lock the hidden directory to build in; with the parent locked, so that nobody takes it for abandoned."""
+    parent_fd = files.open_directory(parent)
+    try:
+        files.lock(parent_fd)
+        _remove_abandoned(parent, name)
+        files.make_directory(aside)
+        dir_fd = files.open_directory(aside)
+        if not files.try_lock(dir_fd, shared=False):
+            raise AssertionError("nobody else has the name")
+        return dir_fd
+    finally:
+        os.close(parent_fd)
+
+
 @contextlib.contextmanager
 def _removed_unless_renamed(aside: str) -> Iterator[None]:
     try:
@@ -129,17 +142,25 @@ def _removed_unless_renamed(aside: str) -> Iterator[None]:
 
 
 def _remove_abandoned(parent: str, name: str) -> None:
+    """Remove hidden directories that a builder or `unlink` of this blob left when it was killed; the parent is locked."""
+    ours = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.(new|gone)")
     for found in os.listdir(parent):
-        if not (found.startswith(f".{name}.") and found.endswith((".new", ".gone"))):
+        if not ours.fullmatch(found):
             continue
         aside = os.path.join(parent, found)
         with contextlib.suppress(OSError):
             fd = files.open_directory(aside)
             try:
-                if files.try_lock(fd, shared=False):
+                if not _foreign(fd) and files.try_lock(fd, shared=False):
                     files.remove_tree(aside)
             finally:
                 os.close(fd)
+
+
+def _foreign(dir_fd: int) -> list[str]:
+    """What lies in a blob's directory and is not of a blob."""
+    names = sorted(os.listdir(dir_fd))
+    return [n for n in names if n not in _TOP_LEVEL and manifest_generation(n.removeprefix(".")) is None]
 
 
 def unlink(path: str, dir_fd: int) -> None:
@@ -148,11 +169,7 @@ def unlink(path: str, dir_fd: int) -> None:
 
     The caller holds `writer.lock` and `dir_fd`. Readers keep what they have mapped.
     """
-    foreign = sorted(
-        name
-        for name in os.listdir(dir_fd)
-        if name not in _TOP_LEVEL and manifest_generation(name.removeprefix(".")) is None
-    )
+    foreign = _foreign(dir_fd)
     if foreign:
         raise NotABlob(f"{path!r} holds files that are not of a blob ({', '.join(foreign[:3])}); remove them first")
     held, now = os.fstat(dir_fd), os.stat(path, follow_symlinks=False)

@@ -318,6 +318,11 @@ def try_lock(fd: int, *, shared: bool) -> bool:
     return True
 
 
+def lock(fd: int) -> None:
+    """Take an exclusive flock on an open file or directory, waiting for it; for a few calls' time only."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
 class _Holder(msgspec.Struct):
     pid: int
     host: str

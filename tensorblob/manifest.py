@@ -173,17 +173,17 @@ class Manifest:
         """
         assert not self.is_broken, "a broken generation is not appended to"
         line = encode_record(edit, self._seed, self.offset)
+        stop = self.offset + len(line)
         try:
             files.write_at(self.fd, line, len(line), self.offset)
+            self.offset = stop
         except BaseException as error:
             self.is_broken = True
-            is_visible = files.read_at(self.fd, len(line), self.offset) == line
+            is_visible = self.offset == stop or files.read_at(self.fd, len(line), self.offset) == line
             if is_visible:
-                self.offset += len(line)
+                self.offset = stop
             if not is_visible or not isinstance(error, OSError):
                 raise
-            return
-        self.offset += len(line)
         self.edits += len(edit)
 
     def sync(self) -> None:

@@ -155,7 +155,7 @@ class _Memory:
         self.keep = keep
 
 
-_TYPESTR = {dtype: torch.empty(0, dtype=dtype).numpy().dtype.str for dtype in _PLAIN}
+_TYPESTR = {dtype: torch.empty(0, dtype=dtype, device="cpu").numpy().dtype.str for dtype in _PLAIN}
 
 
 def tensor_at(address: int, rows: int, field: Field, keep: object) -> torch.Tensor:

@@ -18,6 +18,7 @@ PAGE_NBYTES = mmap.PAGESIZE
 HUGE_PAGE_NBYTES = 2 << 20
 BLOCK_NBYTES = 128 << 20
 MAX_BLOCK_NBYTES = 256 << 20
+MAX_ASKED_NBYTES = 1 << 40
 MAX_NAME_NBYTES = 200
 
 FieldSpec: TypeAlias = "str | torch.dtype | tuple[str | torch.dtype, int | tuple[int, ...]]"
@@ -123,6 +124,10 @@ def choose_block_rows(row_nbytes: int, *, asked_rows: int | None = None, ring_ro
     caller's `asked_rows` is rounded up to the quantum; a ring of `ring_rows` gets blocks of at most an eighth of it.
     """
     quantum = quantum_rows(row_nbytes)
+    if max(asked_rows or 0, quantum) * row_nbytes > MAX_ASKED_NBYTES:
+        raise ValueError(
+            f"A block of {asked_rows or quantum} rows of {row_nbytes} bytes is larger than {MAX_ASKED_NBYTES} bytes"
+        )
     if asked_rows is not None:
         return -(-asked_rows // quantum) * quantum
     huge = quantum_rows(row_nbytes, HUGE_PAGE_NBYTES)

@@ -310,7 +310,7 @@ _INTEGERS = frozenset(
 def _as_indices(indices: Any) -> torch.Tensor:
     if type(indices) is torch.Tensor and indices.dtype is torch.int64 and indices.ndim == 1 and indices.is_cpu:
         return indices
-    tensor = torch.as_tensor(indices)
+    tensor = torch.as_tensor(indices, device="cpu")
     if tensor.numel() and tensor.dtype not in _INTEGERS:
         if isinstance(indices, torch.Tensor):
             got = f"dtype {indices.dtype}"

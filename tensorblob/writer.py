@@ -168,7 +168,8 @@ class Writer:
         if not files.try_lock(self._producer_fd, shared=False):
             raise AssertionError("nobody else has the name")
         text = msgspec.json.encode({"pid": os.getpid(), "host": socket.gethostname()})
-        files.write_at(self._producer_fd, text, len(text), 0)
+        with contextlib.suppress(OSError):  # it only says who we are: a full disk must not keep us from trimming
+            files.write_at(self._producer_fd, text, len(text), 0)
         files.rename(aside, f"producers/{self.producer}", dir_fd=self.dir_fd)
 
     def _go_on(self, found: Replay) -> None:
@@ -542,6 +543,7 @@ class Writer:
         offset = manifest.offset
         try:
             manifest.append(tuple(ops))  # the commit point
+            self._snapshot = after
         finally:
             if manifest.offset != offset:
                 self._snapshot = after
@@ -740,8 +742,8 @@ def check_durability(durability: str, flush_every_s: float | None) -> None:
     """Raise `ValueError` for options that no writer has."""
     if durability not in ("process", "power"):
         raise ValueError(f"durability must be 'process' or 'power', got {durability!r}")
-    if flush_every_s is not None and not flush_every_s > 0:
-        raise ValueError(f"flush_every_s must be positive, got {flush_every_s!r}")
+    if flush_every_s is not None and not 0 < flush_every_s <= threading.TIMEOUT_MAX:
+        raise ValueError(f"flush_every_s must be positive and finite, got {flush_every_s!r}")
 
 
 def check_metadata(metadata: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -361,6 +361,7 @@ MODEST = settings(
     max_examples=15,
     stateful_step_count=25,
     deadline=None,
+    report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 TestBlobIsAListOfRows = BlobMachine.TestCase
