@@ -346,6 +346,8 @@ class TensorBlob(Rows):
         if metadata is not None:
             metadata = check_metadata(metadata)
         if not count:
+            if self._appends:
+                self._cursor = writer.stop_row
             return 0
         end = writer.stop_row
         if self._appends or self._cursor >= end:
