@@ -140,7 +140,7 @@ def test_a_refresh_lets_the_page_that_grew_follow_the_file_again(tmp_path: Path)
     """A page that was scribbled on is private; rows that were appended to it must be seen all the same."""
     path = tmp_path / "x.blob"
     with (
-        tb.TensorBlob.open(path, "w", dtype="int64", shape=(), block_rows=2048) as writer,
+        tb.TensorBlob.open(path, "w", dtype="int64", shape=(), block_rows=512) as writer,
         tb.TensorBlob.open(path) as reader,
     ):
         for stop in range(1, 2000, 37):

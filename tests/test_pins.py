@@ -251,21 +251,24 @@ def test_a_forked_child_that_closes_what_it_inherited_cannot_let_go_of_its_paren
             assert connection.recv() == list(range(8))
 
 
-def _trim_and_die(connection: Connection, path: Path) -> None:
+def _trim_and_die(connection: Connection, path: Path, flushes: bool) -> None:
     blob = tb.TensorBlob.open(path, "r+")
     blob.seek(9)
     blob.write(rows(90))
     blob.trim(6)
     blob.truncate(5)
+    if flushes:
+        blob.flush()
     connection.send("ready")
     connection.recv()
 
 
-def test_the_next_writer_keeps_what_readers_of_the_current_generation_hold(path: Path) -> None:
+@pytest.mark.parametrize("flushes", [True, False])
+def test_the_next_writer_keeps_what_readers_of_the_current_generation_hold(flushes: bool, path: Path) -> None:
     """The dead writer's blocks are named by the log that both go on in, though no row of its end lies in them."""
     create(path, 18)
     readers = [tb.TensorBlob.open(path, **options) for options in READERS]
-    with process(_trim_and_die, path) as (connection, child):
+    with process(_trim_and_die, path, flushes) as (connection, child):
         assert connection.recv() == "ready"
         child.kill()
         child.join()

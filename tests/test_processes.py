@@ -199,15 +199,20 @@ def test_rows_that_are_replaced_together_are_seen_together(way: dict[str, Any], 
         finish(connection, child)
 
 
-def test_copies_of_a_blob_that_is_being_written_are_whole_prefixes(tmp_path: Path) -> None:
+def test_copies_of_a_blob_that_is_being_written_are_whole_prefixes_and_copies_by_hand_are_or_are_refused(
+    tmp_path: Path,
+) -> None:
     path = begin(tmp_path / "x.blob")
     with open_stream(path, "r") as reader, process(_stream, path, {}, 10_000) as (connection, _):
         for number in range(12):
             acknowledged = last_sent(connection, -1)
             by_hand = Path(shutil.copytree(path, tmp_path / f"cp {number}.blob"))
-            with open_stream(by_hand, "r") as copied:
-                found = whole_commits(copied[:])
-                assert found == list(range(len(found)))
+            try:
+                with open_stream(by_hand, "r") as copied:
+                    found = whole_commits(copied[:])
+                    assert found == list(range(len(found)))
+            except tb.Corrupt:
+                pass  # blocks copied before a generation began that says they are longer: refused, never wrong rows
             reader.refresh()
             reader.copy(tmp_path / f"copy {number}.blob")
             with open_stream(tmp_path / f"copy {number}.blob", "a+") as copied:

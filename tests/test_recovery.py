@@ -4,6 +4,7 @@ A killed writer leaves a prefix of the log (the kernel keeps what was written). 
 the rest any part: bytes missing, or zeros, in the log and in the blocks, one without the other.
 """
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -318,6 +319,29 @@ def test_damage_below_a_durable_mark_is_corrupt_and_nothing_is_repaired(fresh: C
         assert caught.value.offset == max(start for start in starts if start <= low), (low, high)
         rewrite(manifest, lambda now: now.__setitem__(slice(None), data))
     assert stored(path) == list(range(12))
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "short"])
+def test_a_lost_block_of_durable_rows_is_corrupt_and_no_shorter_blob(
+    fresh: Callable[[], Path], damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was durable cannot have been lost with the power. Who cut it off would hide that the disk is failing."""
+    path = fresh()
+    block = blocks_of(path)[0]
+    if damage == "missing":
+        block.unlink()
+    else:
+        os.truncate(block, 0 if damage == "empty" else 2 * ROW_NBYTES)
+    with open_blob(path) as reader:
+        assert len(reader) == 12 and numbers(reader[4:]) == list(range(4, 12))
+        for row in (0, 3):
+            with pytest.raises(tb.Corrupt) as caught:
+                reader[row]
+            assert caught.value.path.endswith(block.name)
+    with contextlib.suppress(tb.Corrupt), open_blob(path, "a") as writer:
+        assert len(writer) == 12
+    with open_blob(path) as reader:
+        assert len(reader) == 12
 
 
 def test_a_flipped_bit_after_the_mark_is_a_torn_tail_after_a_power_loss(fresh: Callable[[], Path]) -> None:
