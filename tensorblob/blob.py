@@ -281,14 +281,18 @@ class TensorBlob(Rows):
     def __iter__(self) -> Iterator[Batch]:
         """Rows from the cursor on. Each iterator has its own position; the cursor follows the last row read."""
         self._check_readable()
-        return self._iterate(self.tell())
+        return self._iterate(self.tell() + self.snapshot.first_row)
 
-    def _iterate(self, position: int) -> Iterator[Batch]:
-        while position < len(self):
-            row = self._row(position)
-            position += 1
-            self._cursor = self.snapshot.first_row + position
-            yield row
+    def _iterate(self, row: int) -> Iterator[Batch]:
+        while True:
+            snapshot = self.snapshot
+            row = max(row, snapshot.first_row)  # rows may have been trimmed meanwhile
+            if row >= snapshot.rows:
+                return
+            found = self._row(row - snapshot.first_row)
+            row += 1
+            self._cursor = row
+            yield found
 
     def read(self, size: int | None = None) -> Batch:
         """A copy of the next `size` rows (None or negative: all that are left), as one tensor or TensorDict."""

@@ -666,16 +666,19 @@ class Writer:
         """
         with self._sync_lock, self._lock:
             old, before = self._current, self.snapshot
-            columns = self._healed(before) if self._blocks.poisoned else before.columns
-            self._blocks.sync(self._blocks.dirty())
-            pruned = tuple(column.pruned() for column in columns)
-            snapshot = msgspec.structs.replace(before, columns=pruned, durable_rows=before.rows)
             generation = generations(self.dir_fd)[-1] + 1
             try:
+                columns = self._healed(before) if self._blocks.poisoned else before.columns
+                self._blocks.sync(self._blocks.dirty())
+                pruned = tuple(column.pruned() for column in columns)
+                snapshot = msgspec.structs.replace(before, columns=pruned, durable_rows=before.rows)
                 manifest = Manifest.create(self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer)
                 self._manifest, self._snapshot = manifest, snapshot
             except BaseException:
-                old.is_broken |= files.exists(manifest_name(generation), dir_fd=self.dir_fd)
+                has_begun = files.exists(manifest_name(generation), dir_fd=self.dir_fd)
+                old.is_broken |= has_begun
+                if self._staged is None and not has_begun:
+                    self._blocks.discard_created()  # what was healed is copied again, not left behind each time
                 raise
             old.ring_doorbell(generation)
             old.close()

@@ -272,6 +272,23 @@ def test_flush_and_close_make_all_rows_durable_and_say_so(path: Path, disk: Disk
     assert {os.path.basename(act.path) for act in disk.since(mark, "sync")} >= {"manifest.000001"}
 
 
+def test_one_flush_syncs_more_blocks_than_are_kept_open(path: Path, disk: Disk, no_background_flush: None) -> None:
+    ledger = Ledger(disk, is_power=False)
+    with open_new(path) as blob:
+        blob.write(rows(0))
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(1, 700):
+            blob.write(rows(number))
+        blob.write(rows(*range(700, 1400)))
+        assert len(os.listdir("/proc/self/fd")) < before + 100
+        blob.flush()
+        assert blob.durable_rows == 1400 and ledger.marked == 1
+        assert not ledger.undurable("x.blob")
+        synced = {act.path for act in disk.since(0, "sync") if act.is_block}
+        assert len(synced) == len(list((path / "blocks" / "data").iterdir())) == 350
+    assert stored(path) == list(range(1400))
+
+
 @pytest.mark.parametrize("durability", ["power", "process"])
 def test_a_new_generation_is_a_flush(
     durability: str, path: Path, monkeypatch: pytest.MonkeyPatch, no_background_flush: None

@@ -623,7 +623,7 @@ def _answer(connection: Connection) -> None:
             connection.send((numbers(got), 0, ""))
 
 
-@pytest.mark.parametrize("how", ["spawn", "fork"])
+@pytest.mark.parametrize("how", [pytest.param("spawn", marks=pytest.mark.slow), "fork"])
 def test_handles_and_views_travel_to_workers_as_what_they_showed(how: str, path: Path) -> None:
     assert elsewhere(_travel, path, how) == [
         (list(range(18)), 5, "r"),

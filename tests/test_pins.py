@@ -364,3 +364,16 @@ def test_an_extend_takes_the_rows_that_the_handle_shows_though_the_other_blob_ha
             assert numbers(blob[:]) == [-1, *range(10)]
     assert stored(path.with_name("y.blob")) == [-1, *range(10)]
     assert stored(path.with_name("z.blob")) == list(range(10))
+
+
+@pytest.mark.parametrize("generations", [10_000], indirect=True, ids=["as shipped"])
+def test_a_generation_begins_at_least_every_ten_thousand_edits(path: Path) -> None:
+    """So that opening reads a checkpoint and a short tail."""
+    with tb.TensorBlob.open(path, "w", dtype="int64", shape=()) as blob:
+        row = torch.zeros(1, dtype=torch.int64)
+        for _ in range(10_100):
+            blob.write(row)
+        assert max(manifests(path)) == 2
+        assert (path / "manifest.000002").read_bytes().count(b"\n") < 200
+    with tb.TensorBlob.open(path) as reader:
+        assert len(reader) == 10_100
