@@ -102,7 +102,9 @@ class Table:
 
 
 class Rows:
-    """Rows by position, all fields or some: `[ ]`, `gather`, `view`, `runs`. What has rows says by `_state` which they are."""
+    """Rows by position, all fields or some: `[ ]`, `gather`, `view`, `runs`. What has rows says by `_state`
+    which they are.
+    """
 
     def __init__(self, schema: Schema, numbers: Sequence[int], wrap: WrapView) -> None:
         self._fields = schema.fields
@@ -191,9 +193,10 @@ class Rows:
     def gather(self, indices: Any, out: Batch | None = None) -> Batch:
         """Copies of the rows at `indices`, in their order, at memory speed.
 
-        `indices` is a 1-D sequence, array or tensor of ints (negative: from the end). `out`, if given, has the rows'
-        dtype and shape (len(indices), *shape), or is a TensorDict of such, and is returned. Raises `IndexError`
-        beyond the rows, `TypeError` for indices that are not integers, `ValueError` for ones that are not 1-D.
+        `indices` is a 1-D sequence, array or tensor of ints (negative: from the end). `out`, if given, has
+        the rows' dtype and shape (len(indices), *shape), or is a TensorDict of such, and is returned.
+        Raises `IndexError` beyond the rows, (`out` may be partly written then, as by `index_select`),
+        `TypeError` for indices that are not integers, `ValueError` for ones that are not 1-D.
         """
         snapshot, columns, _pin = self._state()
         first, length = snapshot.first_row, snapshot.rows - snapshot.first_row
