@@ -87,6 +87,9 @@ def _as_column(value: Any, field: Field, *, may_flatten: bool = False, may_be_ro
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if tensor.dtype is not field.torch_dtype:
         raise DTypeMismatch(f"Tensor dtype {tensor.dtype} does not match blob dtype {field.torch_dtype}!{where}")
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else tensor.layout
+        raise SchemaMismatch(f"Rows must be dense tensors, got {kind}{where}")
     shape = tuple(tensor.shape)
     if shape[1:] != field.shape or not shape:
         if may_be_row and shape == field.shape:
@@ -96,8 +99,6 @@ def _as_column(value: Any, field: Field, *, may_flatten: bool = False, may_be_ro
         else:
             expected = ", ".join(["n", *map(str, field.shape)])
             raise SchemaMismatch(f"Rows of shape ({expected}) expected, got {shape}{where}")
-    if tensor.layout is not torch.strided:
-        raise SchemaMismatch(f"Rows must be dense tensors, got layout {tensor.layout}{where}")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     carrier = carrier_dtype(tensor.dtype)
     if carrier is not tensor.dtype:

@@ -22,13 +22,14 @@ import torch
 
 from tensorblob import create, files, operations
 from tensorblob.batch import Batches
-from tensorblob.edit import Metadata, Retention
+from tensorblob.edit import Metadata, Note, Retention
 from tensorblob.errors import BlobClosed, BlobReplaced, NotReadable, NotWritable, OutcomeUnknown, SchemaConflict
+from tensorblob.memory import max_map_count
 from tensorblob.operations import Source
 from tensorblob.reader import Reader, RowsReference, choose_io, open_store, wrap_views
 from tensorblob.schema import FieldSpec, Schema, dtype_name, make_schema
 from tensorblob.snapshot import Snapshot
-from tensorblob.table import Batch, Rows, Selection, State, Table, max_map_count
+from tensorblob.table import Batch, Rows, State, Table
 from tensorblob.writer import Writer, check_durability, check_metadata
 
 
@@ -85,7 +86,11 @@ class TensorBlob(Rows):
         In every case the blob is as it was before.
         """
         _check_mode(mode)
-        path = os.fspath(Path(filename).expanduser().resolve())
+        path = _path_of(filename)
+        if mode == "r":
+            for name, given in (("max_rows", max_rows), ("max_bytes", max_bytes), ("metadata", metadata)):
+                if given is not None:
+                    raise ValueError(f"{name} is set by a writer, mode 'r' only reads")
         asked = _asked_schema(dtype, shape, schema, block_rows, block_size, max_rows, max_bytes)
         for name, value in (("max_rows", max_rows), ("max_bytes", max_bytes), ("max_cached_blocks", max_cached_blocks)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -264,20 +269,6 @@ class TensorBlob(Rows):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def select(self, *fields: str | tuple[str, ...]) -> Selection:
-        """The same rows with these fields only (a parent key selects all below it); other columns are not touched."""
-        self._check_readable()
-        numbers = []
-        for field in fields:
-            name = ".".join(field) if isinstance(field, tuple) else field
-            found = [n for n, f in enumerate(self.schema) if f.name == name or f.name.startswith(f"{name}.")]
-            if not found or self.schema.is_single:
-                raise KeyError(f"No field {field!r}; fields are {[f.name for f in self.schema]}")
-            numbers += [number for number in found if number not in numbers]
-        if not numbers:
-            raise ValueError("select needs at least one field")
-        return Selection(self.schema, numbers, self._wrap, self._state, self.refresh)
-
     def __iter__(self) -> Iterator[Batch]:
         """Rows from the cursor on. Each iterator has its own position; the cursor follows the last row read."""
         self._check_readable()
@@ -350,6 +341,9 @@ class TensorBlob(Rows):
         if metadata is not None:
             metadata = check_metadata(metadata)
         if not count:
+            if metadata is not None:
+                note = metadata
+                writer.change(lambda snapshot, _: [Note(snapshot.rows, snapshot.rows, note)])
             if self._appends:
                 self._cursor = writer.stop_row
             return 0
@@ -457,7 +451,7 @@ class TensorBlob(Rows):
         Works on any open handle, also while a writer is at work. Raises `FileExistsError` if `dest` exists.
         """
         self._check_open()
-        path = os.fspath(Path(dest).expanduser().resolve())
+        path = _path_of(dest)
         with self._source() as source:
             create.copy(source.dir_fd, source.store, source.snapshot, path)
 
@@ -489,7 +483,7 @@ class TensorBlob(Rows):
         """Remove a blob, and only a blob. Returns True if it is gone; warns and returns False if it could not be
         removed.
         """
-        path = os.fspath(Path(filename).expanduser().resolve())
+        path = _path_of(filename)
         if not os.path.lexists(path):
             return True
         try:
@@ -539,6 +533,10 @@ def _reopen(
         raise
     blob._cursor = cursor
     return blob
+
+
+def _path_of(filename: str | os.PathLike[str]) -> str:
+    return os.path.realpath(Path(filename).expanduser())
 
 
 def _check_mode(mode: str) -> None:

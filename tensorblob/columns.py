@@ -9,24 +9,27 @@ Rows are row ids here, and the caller has checked them against the snapshot. Eve
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 import torch
 from tensordict import MemoryMappedTensor
 
-from tensorblob import files
+from tensorblob import files, forks
 from tensorblob.edit import Span
 from tensorblob.errors import Corrupt, SeamError
 from tensorblob.format import block_path
 from tensorblob.memory import Layout, Mapping, Reservation, ReservationRefused, carrier_dtype, open_block, tensor_at
 from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
 from tensorblob.snapshot import Column
+
+REFUSED_CACHE_BLOCKS = 16
 
 
 class ColumnRows(ABC):
@@ -90,8 +93,12 @@ class MappedColumn(ColumnRows):
         self._dir_fd = dir_fd
         self._shared = shared if shared is not None else Layout(field, dir_fd, column, private=False)
         self._private = private
-        self._lock = threading.Lock()
         self._committed: tuple[int, int, torch.Tensor] = (-1, -1, torch.empty(0, device="cpu"))
+
+    @cached_property
+    def _unmapped(self) -> ColumnRows:
+        """How to read what cannot be mapped: by a few maps that come and go, or by none."""
+        return CachedColumn(self.field, self._dir_fd, self.column, BlockCache(REFUSED_CACHE_BLOCKS))
 
     def follow(self, column: Column) -> MappedColumn:
         private = self._private and self._private.follow(self.column, column)
@@ -101,7 +108,10 @@ class MappedColumn(ColumnRows):
     def row(self, row: int) -> torch.Tensor:
         layout = self._shared
         if layout.unmapped:
-            layout.ensure(row, row + 1)
+            try:
+                layout.ensure(row, row + 1)
+            except ReservationRefused:
+                return self._unmapped.row(row)
         if (table := layout.table) is not None:
             found = table[row - layout.table_row].clone()
         else:
@@ -112,6 +122,10 @@ class MappedColumn(ColumnRows):
         layout = self._shared
         if start >= stop:
             return self.empty(0)
+        try:
+            layout.ensure(start, stop)
+        except ReservationRefused:
+            return self._unmapped.copy(start, stop, step)
         runs = layout.runs(start, stop)
         if len(runs) == 1:
             rows = layout.rows_between(start, stop)
@@ -128,7 +142,10 @@ class MappedColumn(ColumnRows):
     def take(self, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         layout = self._shared
         if layout.unmapped:
-            layout.ensure_rows(rows)
+            try:
+                layout.ensure_rows(rows)
+            except ReservationRefused:
+                return self._unmapped.take(rows, out)
         if (table := layout.table) is not None:
             base = layout.table_row
             if base:
@@ -175,22 +192,22 @@ class MappedColumn(ColumnRows):
     def view(self, start: int, stop: int) -> torch.Tensor:
         if start >= stop:
             return self.empty(0)
-        with self._lock:
+        try:
             layout = self._private
-            if layout is None:
-                try:
-                    layout = self._private = Layout(self.field, self._dir_fd, self.column, private=True)
-                except ReservationRefused:  # there was room for one range only: a copy is as private
-                    return self.copy(start, stop, 1)
-        if len(layout.runs(start, stop)) > 1:
-            self._check_one_run(start, stop)
-        layout.ensure(start, stop)
+            if layout is None:  # of two threads that come here at once, each has a range of its own for this view
+                layout = self._private = Layout(self.field, self._dir_fd, self.column, private=True)
+            if len(layout.runs(start, stop)) > 1:
+                self._check_one_run(start, stop)
+            layout.ensure(start, stop)
+        except ReservationRefused:  # there is room for one range only, or for no more maps: a copy is as private
+            return self.copy(start, stop, 1)
         keep = layout.mappings(start, stop)
         return self._finish(tensor_at(layout.address(start), stop - start, self.field, keep))
 
     def prefetch(self, start: int, stop: int) -> None:
         """Fault the pages of these rows in before they are gathered from."""
-        self._shared.prefetch(start, stop)
+        with contextlib.suppress(ReservationRefused):
+            self._shared.prefetch(start, stop)
 
 
 class _Piecewise(ColumnRows):
@@ -283,7 +300,7 @@ class BlockCache:
             raise ValueError(f"max_cached_blocks must be a positive integer, got {capacity}!")
         self.capacity = capacity
         self._blocks: OrderedDict[tuple[str, str], MemoryMappedTensor] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     def __len__(self) -> int:
         return len(self._blocks)

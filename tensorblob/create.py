@@ -18,7 +18,7 @@ from typing import Any
 from tensorblob import files
 from tensorblob.edit import Block, Edit, Metadata, Op, Retention, Splice, State
 from tensorblob.errors import BlobReplaced, NotABlob
-from tensorblob.format import Store, block_path, encode_store, manifest_generation
+from tensorblob.format import Store, block_path, encode_store, is_block_id, is_producer, manifest_generation
 from tensorblob.manifest import Manifest
 from tensorblob.schema import Schema
 from tensorblob.snapshot import Column, Snapshot, Vector, checkpoint
@@ -33,7 +33,7 @@ def create(
 
     `path` may be an empty directory. Parent directories are made. Raises `NotABlob` if something else is there.
     """
-    edit: list[Op] = [State(0, (), 0, 0), *(Splice(number, 0, 0, ()) for number in range(len(schema)))]
+    edit: list[Op] = [State(0, (), (), 0, 0), *(Splice(number, 0, 0, ()) for number in range(len(schema)))]
     if metadata is not None:
         edit.append(Metadata(metadata))
     if retention is not None and retention != Retention(None, None):
@@ -71,7 +71,8 @@ def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> Non
                 tuple(columns),
                 **{
                     name: getattr(snapshot, name)
-                    for name in ("rows", "first_row", "history", "cuts", "commits", "metadata", "notes", "retention")
+                    for name in Snapshot.__struct_fields__
+                    if name not in ("columns", "durable_rows", "session")
                 },
             )
         )
@@ -85,6 +86,8 @@ def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> Non
 def _build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
     """Build a blob aside and rename it to `path`; `fill(dir_fd)` adds its blocks and returns the first checkpoint."""
     parent, name = os.path.split(path)
+    if (outer := _blob_around(parent)) is not None:
+        raise ValueError(f"Cannot make a blob inside of another: {path!r} lies in {outer!r}")
     files.make_directories(parent)
     aside = os.path.join(parent, f".{name}.{secrets.token_hex(4)}.new")
     with _removed_unless_renamed(aside):
@@ -114,6 +117,17 @@ def _build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
             os.close(dir_fd)
     files.sync_directory(parent)
     return True
+
+
+def _blob_around(path: str) -> str | None:
+    """The blob whose directory is, or contains, `path`."""
+    while True:
+        if all(
+            files.exists(os.path.join(path, name)) for name in ("schema.json", "writer.lock", "blocks", "producers")
+        ):
+            return path
+        if path == (path := os.path.dirname(path)):
+            return None
 
 
 def _begin(parent: str, name: str, aside: str) -> int:
@@ -158,9 +172,27 @@ def _remove_abandoned(parent: str, name: str) -> None:
 
 
 def _foreign(dir_fd: int) -> list[str]:
-    """What lies in a blob's directory and is not of a blob."""
-    names = sorted(os.listdir(dir_fd))
-    return [n for n in names if n not in _TOP_LEVEL and manifest_generation(n.removeprefix(".")) is None]
+    """What lies in a blob's directory and is not of a blob: paths relative to it."""
+
+    def found_in(directory: str, is_ours: Callable[[str], bool]) -> Iterator[str]:
+        try:
+            names = files.list_directory(directory, dir_fd=dir_fd)
+        except FileNotFoundError:
+            return
+        yield from (os.path.join(directory, name) for name in names if not is_ours(name))
+
+    def is_top_level(name: str) -> bool:
+        return name in _TOP_LEVEL or manifest_generation(name.removeprefix(".")) is not None
+
+    foreign = [os.path.basename(path) for path in found_in(".", is_top_level)]
+    foreign += found_in("producers", lambda name: is_producer(name.removeprefix(".")))
+    foreign += found_in("cursors", lambda name: name.endswith(".json"))
+    for directory in found_in("blocks", lambda _: False):
+        if os.path.isdir(files.path_of(dir_fd, directory)):
+            foreign += found_in(directory, is_block_id)
+        else:
+            foreign.append(directory)
+    return foreign
 
 
 def unlink(path: str, dir_fd: int) -> None:

@@ -84,16 +84,20 @@ class Trim(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="cut"):
-    """A new history begins: rows from `row` on may differ from what they were in the one before."""
+    """The history `history` begins: rows from `row` on may differ from what they were in the ones before."""
 
     row: int
+    history: int
 
 
 class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="state"):
-    """Opens a checkpoint: the totals that no other operation carries. `cuts` are `(history begun, row of the cut)`."""
+    """Opens a checkpoint: the totals that no other operation carries. `cuts` are `(history begun, row of the cut)`,
+    `lost` pairs of histories between whose numbers some may have been that a power loss took.
+    """
 
     history: int
     cuts: tuple[tuple[int, int], ...]
+    lost: tuple[tuple[int, int], ...]
     first_row: int
     commits: int
 

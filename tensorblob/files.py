@@ -127,7 +127,7 @@ def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
 def exists(path: str, *, dir_fd: int | None = None) -> bool:
     try:
         os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 

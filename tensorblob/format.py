@@ -49,8 +49,8 @@ an ordered list of spans (block id, start, stop: rows of that block), numbered t
 on; its tail block and its patch block, if any; and for the blob first_row, history, cuts, commits, metadata, notes,
 retention. An operation is an array, its name first:
 
-    ["state", history, [[history, row], ...], first_row, commits]
-        Begins a checkpoint, and stands nowhere else: sets these totals.
+    ["state", history, [[history, row], ...], [[history, history], ...], first_row, commits]
+        Begins a checkpoint, and stands nowhere else: sets these totals (current history, cuts, lost, ...).
     ["block", column, id, rows, checksum]
         Names a sealed block: it will never be written again.
     ["tail", column, id, capacity, start, rows, checksum]
@@ -66,8 +66,10 @@ retention. An operation is an array, its name first:
         origin.
     ["trim", first_row]
         Rows before first_row are gone. Spans before it are dropped from the list.
-    ["cut", row]
-        A new history: rows from `row` on are not what they were in the histories before. Notes that reach beyond go.
+    ["cut", row, history]
+        A new history, with a greater number than those before: rows from `row` on are not what they were in them. If numbers
+        are left out, histories between the old and the new one were lost: no row is what it was in those. Notes that reach
+        beyond `row` go.
     ["note", start, stop, object]       user metadata of the commit that brought these rows
     ["metadata", object]                user metadata of the blob, replaced
     ["retention", max_rows, max_bytes]  what each commit trims to; null is no limit
@@ -98,7 +100,8 @@ line. If they are not (power was lost, or files were copied), it is damage if a 
 
 In that second case edits after the last durable mark count only while the bytes that they name have the checksums that they
 give: the first edit that fails this ends the blob, for the reader in memory, for the next writer by a new generation and, as
-rows may have been lost, a new history.
+rows may have been lost, a new history. Its number is that of the history before plus 2^20, while others follow one by one:
+the edits that were lost may have begun histories too, and nobody may take theirs for this one.
 
 A column's rows are contiguous in a reader's memory wherever a span stops, and the next one starts, at a multiple of the page
 size; elsewhere there is a seam. Writers leave seams only where blocks of another blob were taken over.
@@ -216,6 +219,16 @@ def encode_record(edit: Edit, seed: int, offset: int) -> bytes:
     """Return the line for `edit` at file offset `offset` of the generation with `log_seed` `seed`."""
     text: bytes = _encode_edit(edit)
     return b"%08x %b\n" % (crc32c(seed, _pack_offset(offset) + text), text)
+
+
+def check_edit(edit: Edit) -> None:
+    """Raise `AssertionError` unless `edit` reads back as it is: what is written must be readable for good."""
+    try:
+        is_same = _decode_edit(_encode_edit(edit)) == edit
+    except (msgspec.MsgspecError, TypeError):
+        is_same = False
+    if not is_same:
+        raise AssertionError(f"an edit that would not read back: {str(edit)[:200]}")
 
 
 class Record(NamedTuple):

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from tensorblob import files
 from tensorblob.edit import Grow, Op, Patch, Span, Splice, Tail
+from tensorblob.errors import DiskFull
 from tensorblob.format import crc32c
 from tensorblob.memory import numpy_dtype, open_block
 from tensorblob.schema import HUGE_PAGE_NBYTES, Field
@@ -164,10 +165,19 @@ class Growth:
         block.crc32c = crc
 
     def _allocate(self, block: BlockFile, offset: int, nbytes: int) -> None:
-        """Reserve space ahead of the rows: twice what there is, from 64 KiB to 128 MiB, at most the block."""
-        ahead = min(max(offset + nbytes, ALLOCATE_NBYTES), MAX_ALLOCATE_NBYTES)
-        stop = max(min(offset + nbytes + ahead, block.capacity_rows * self.row_nbytes), offset + nbytes)
-        files.allocate(block.fd, block.allocated, stop - block.allocated)
+        """Reserve space ahead of the rows: twice what there is, from 64 KiB to 128 MiB, at most the block; only what
+        they need where there is no more.
+        """
+        needed = offset + nbytes
+        ahead = min(max(needed, ALLOCATE_NBYTES), MAX_ALLOCATE_NBYTES)
+        stop = max(min(needed + ahead, block.capacity_rows * self.row_nbytes), needed)
+        try:
+            files.allocate(block.fd, block.allocated, stop - block.allocated)
+        except DiskFull:
+            if stop == needed:
+                raise
+            stop = needed
+            files.allocate(block.fd, block.allocated, stop - block.allocated)
         block.allocated = stop
 
     # -- appending ------------------------------------------------------------------------------------------------
@@ -200,10 +210,9 @@ class Growth:
         """To append after a sealed partial block: its rows beyond whole quanta go to the new block, or a seam would
         be left.
         """
-        items = column.placed_at(column.stop)
-        if not items:
+        last = next(column.placed_from(column.stop), None)
+        if last is None:
             return None, []
-        last = items[-1]
         beyond = min(last.span.stop % self.field.quantum, last.span.stop - last.span.start)
         if beyond == 0:
             return None, []
@@ -237,7 +246,7 @@ class Growth:
         quantum = self.field.quantum
         low = high = -1
         last_stop = 0
-        for placed in column.placed_at(start):
+        for placed in column.placed_from(start):
             if placed.row >= stop:
                 break
             span = placed.span

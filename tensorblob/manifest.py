@@ -20,6 +20,7 @@ from tensorblob.edit import Edit, Moved, Session
 from tensorblob.errors import Corrupt
 from tensorblob.format import Store, decode_log, encode_record, log_seed, manifest_generation, manifest_name
 from tensorblob.replay import Replay, apply, boot_id, replay
+from tensorblob.snapshot import Snapshot
 
 MAX_EDITS = 10_000
 
@@ -81,10 +82,10 @@ class Log:
                     os.close(fd)
                 raise
             break
-        self.pin, self.generation = Pin(fd), generation
+        pin, seed = Pin(fd), log_seed(self._store.uuid, generation)
+        is_over = found.is_cut or (found.is_torn and not found.is_same_boot)
+        self.pin, self.generation, self._seed, self._is_over = pin, generation, seed, is_over
         self.offset, self.snapshot = found.stop, found.snapshot
-        self._seed = log_seed(self._store.uuid, generation)
-        self._is_over = found.is_cut or (found.is_torn and not found.is_same_boot)
 
     def _is_superseded(self, generation: int) -> bool:
         return files.exists(manifest_name(generation + 1), dir_fd=self._dir_fd)
@@ -111,8 +112,8 @@ class Log:
         data = files.read_at(self.pin.fd, size - self.offset, self.offset)
         start, name = self.offset, manifest_name(self.generation)
         for record in decode_log(data, self._seed, self.offset, name):
-            self.snapshot = apply(self.snapshot, record.edit, name, self.offset)
-            self.offset = record.stop
+            snapshot = apply(self.snapshot, record.edit, name, self.offset)
+            self.snapshot, self.offset = snapshot, record.stop  # at once, for a fork or an interrupt in between
         return b"\n" in data[self.offset - start :]
 
 
@@ -185,6 +186,13 @@ class Manifest:
             if not is_visible or not isinstance(error, OSError):
                 raise
         self.edits += len(edit)
+
+    def folded(self, snapshot: Snapshot, offset: int) -> Snapshot:
+        """Return `snapshot`, which is that of `offset`, with what was appended since."""
+        data = files.read_at(self.fd, self.offset - offset, offset)
+        for record in decode_log(data, self._seed, offset):
+            snapshot = snapshot.apply(record.edit)
+        return snapshot
 
     def sync(self) -> None:
         """Make everything appended so far durable. If it raises, the caller has to say that this is broken."""

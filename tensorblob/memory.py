@@ -17,6 +17,8 @@ aligned to 2 MiB, and blocks are whole 2 MiB where they can be, so that the kern
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
 import mmap
 import os
 import sys
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tensorblob import files
+from tensorblob import files, forks
 from tensorblob.errors import Corrupt
 from tensorblob.format import block_path
 from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
@@ -82,7 +84,17 @@ def numpy_dtype(field: Field) -> np.dtype[Any]:
 
 
 class ReservationRefused(MemoryError):
-    """The kernel gave no address space (RLIMIT_AS, strict overcommit); read without one."""
+    """The kernel gave no address space (RLIMIT_AS, strict overcommit), or no more mappings; read without."""
+
+
+@functools.cache
+def max_map_count() -> int:
+    """How many mappings the kernel allows this process."""
+    try:
+        with open("/proc/sys/vm/max_map_count") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 65_530
 
 
 class Reservation:
@@ -119,10 +131,15 @@ class Mapping:
     """A part of a reservation that shows a file, given back to the reservation when nothing refers to it any more."""
 
     __slots__ = ("address", "nbytes", "reservation")
+    live = 0
+    """How many there are in this process."""
 
     def __init__(self, reservation: Reservation, offset: int, nbytes: int, fd: int, at: int, *, private: bool) -> None:
+        """Raises `ReservationRefused` where half of the mappings that the kernel allows a process are in use."""
         assert offset % PAGE_NBYTES == 0 == at % PAGE_NBYTES, "maps are of whole pages"
         assert offset >= 0 and offset + nbytes <= reservation.nbytes, "maps lie within their reservation"
+        if Mapping.live >= max_map_count() // 2:
+            raise ReservationRefused(f"This process has {Mapping.live} blocks mapped: the rest is for others")
         self.reservation = reservation
         self.nbytes = nbytes
         address = reservation.address + offset
@@ -130,8 +147,11 @@ class Mapping:
         flags = (mmap.MAP_PRIVATE | _MAP_NORESERVE if private else mmap.MAP_SHARED) | _MAP_FIXED
         if _mmap(address, nbytes, protection, flags, fd, at) != address:
             code = ctypes.get_errno()
+            if code == errno.ENOMEM:
+                raise ReservationRefused(f"Cannot map a block: {os.strerror(code)}")
             raise OSError(code, f"Cannot map a block: {os.strerror(code)}; try max_cached_blocks= or io='pread'")
         self.address = address
+        Mapping.live += 1
 
     def shrink(self, nbytes: int) -> None:
         """Give the pages beyond `nbytes` back to the reservation: another file will be shown there."""
@@ -143,6 +163,7 @@ class Mapping:
     def __del__(self, mmap_: Any = _mmap, nothing: int = _NOTHING) -> None:
         if (address := getattr(self, "address", None)) is not None:
             mmap_(address, self.nbytes, 0, nothing, -1, 0)
+            type(self).live -= 1
 
 
 class _Memory:
@@ -230,7 +251,8 @@ class Layout:
         self.field = field
         self._dir_fd = dir_fd
         self._private = private
-        self._lock: threading.Lock = threading.Lock() if share is None else share._lock
+        self._lock: threading.Lock = forks.lock() if share is None else share._lock
+        self._forks = forks.count
         self._unplaced: Column | None = None
         self.cells: list[Cell] = []
         self.rows: list[int] = []
@@ -256,11 +278,11 @@ class Layout:
         """
         with self._lock:
             if (column := self._unplaced) is not None:
+                self.cells, self.rows, self.run_rows, self._run_offsets = [], [], [], []  # a fork can come in between
                 self._add(list(column.placed()), column)
                 self._make_tables()
+                self.unmapped = len(self.cells)
                 self._unplaced = None
-                if self.cells:
-                    self.unmapped -= 1
 
     def _share(self, older: Layout, column: Column) -> None:
         """Take over the cells of `older`, less those that were trimmed."""
@@ -323,12 +345,12 @@ class Layout:
         a new range, so that addresses already handed out keep meaning the rows of `before`.
         """
         tail, older = after.tail, before.tail
-        if self._unplaced is not None:
+        if self._unplaced is not None or self._forks != forks.count:  # a thread may have been changing it
             return Layout(self.field, self._dir_fd, after, private=self._private)
         if after.spans is before.spans and tail is not None and older is not None and self.cells:
             if (tail.id, tail.start) == (older.id, older.start) and older.rows > older.start:
                 self._forget_scribbles(before)
-                self.cells[-1].placed = after.placed_at(after.tail_row)[0]
+                self.cells[-1].placed = next(after.placed_from(after.tail_row))
                 return self
         if self.cells and (appended := self._appended(before, after)) is not None:
             layout = self
@@ -353,7 +375,7 @@ class Layout:
     def _appended(self, before: Column, after: Column) -> list[Placed] | None:
         """The last span placed here as it is in `after`, and those that follow; None if what is placed has changed."""
         last, tail = self.cells[-1].placed, after.tail
-        items = after.placed_at(last.row)
+        items = list(after.placed_from(last.row))
         if not items or items[0].row != last.row:
             return None
         first = items[0].span
@@ -390,7 +412,9 @@ class Layout:
     def ensure_rows(self, rows: torch.Tensor) -> None:
         """Map the blocks that hold the given row ids (int64, all committed)."""
         if not self.unmapped or not rows.numel():
-            return None
+            return
+        if self._unplaced is not None:
+            self._place()
         if len(self.cells) <= 4:
             low, high = rows.aminmax()
             self.ensure(int(low), int(high) + 1)

@@ -29,7 +29,8 @@ def truncate(snapshot: Snapshot, row: int) -> list[Op]:
     """Cut all rows from `row` (a row id) on, and begin a new history."""
     if row >= snapshot.rows:
         return []
-    return [*(Splice(number, row, column.stop, ()) for number, column in enumerate(snapshot.columns)), Cut(row)]
+    splices = [Splice(number, row, column.stop, ()) for number, column in enumerate(snapshot.columns)]
+    return [*splices, Cut(row, snapshot.history + 1)]
 
 
 def trim(snapshot: Snapshot, before_row: int) -> list[Op]:
@@ -113,7 +114,7 @@ def adopt_full(writer: Writer, snapshot: Snapshot, growths: Sequence[Growth], so
         growth.settle(after)
         if len(rows := np.concatenate(tails)):
             ops += growth.append(rows, after)
-    cut: list[Op] = [Cut(whole)] if whole < snapshot.rows else []
+    cut: list[Op] = [Cut(whole, snapshot.history + 1)] if whole < snapshot.rows else []
     return [*adopted.blocks, *ops, *cut]
 
 
@@ -149,9 +150,9 @@ def _aligned_before(row: int, snapshot: Snapshot, columns: Sequence[Column], qua
     if none.
     """
     lasts = [
-        (items[-1], quantum)
+        (last, quantum)
         for column, quantum in zip(columns, quanta, strict=True)
-        if (items := column.placed_at(column.stop))
+        for last in column.placed_from(column.stop)
     ]
     for back in range(max(quanta) if len(snapshot) else 0):
         if row - back < snapshot.first_row:

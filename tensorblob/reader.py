@@ -8,7 +8,6 @@ rows; the process that gets them maps the files again.
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 import weakref
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from tensorblob import files
+from tensorblob import files, forks
 from tensorblob.errors import BlobClosed, BlobReplaced, HistoryRewritten, NotABlob, RowsTrimmed
 from tensorblob.format import Store, decode_store
 from tensorblob.manifest import Log
@@ -158,10 +157,9 @@ class Reader:
         except BaseException:
             os.close(self.dir_fd)
             raise
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         self.wrap = wrap_views(path, self.store)
         self._closer = weakref.finalize(self, _close, self._log, self.dir_fd)
-        _readers.add(self)
 
     @property
     def schema(self) -> Any:
@@ -240,17 +238,6 @@ class Reader:
 def _close(log: Log, dir_fd: int) -> None:
     log.pin.close()
     os.close(dir_fd)
-
-
-_readers: weakref.WeakSet[Reader] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for reader in list(_readers):  # a thread of the parent may have held it
-        reader._lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def open_view(reference: RowsReference, field: int) -> torch.Tensor:

@@ -209,6 +209,11 @@ def make_schema(
         by_bytes = max(max_bytes // sum(sizes.values()), 1)
         ring_rows = by_bytes if ring_rows is None else min(ring_rows, by_bytes)
 
+    if isinstance(block_rows, Mapping):
+        block_rows = {".".join(key) if isinstance(key, tuple) else key: rows for key, rows in block_rows.items()}
+        if unknown := block_rows.keys() - flat.keys():
+            raise ValueError(f"block_rows names fields that there are not: {sorted(map(str, unknown))}")
+
     def capacity(name: str) -> int:
         asked = block_rows.get(name) if isinstance(block_rows, Mapping) else block_rows
         if asked is not None and (not isinstance(asked, int) or isinstance(asked, bool)):

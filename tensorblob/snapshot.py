@@ -91,6 +91,17 @@ class Vector(Generic[T]):
             return Vector(self._items[start : self._stop])
         return self._version(self._items, start, self._stop)
 
+    def copied(self) -> list[T]:
+        """A list of the items, made at the speed of a copy of memory."""
+        return self._items[self._start : self._stop]
+
+    @classmethod
+    def over(cls, items: list[T]) -> Vector[T]:
+        """The vector of `items`, which becomes its own."""
+        new = cls()
+        new._items, new._stop = items, len(items)
+        return new
+
     def since(self, older: Vector[T]) -> list[T] | None:
         """Return what was appended after `older`, if this is `older` with items appended; else None."""
         if self._items is older._items and self._start == older._start and self._stop >= older._stop:
@@ -143,21 +154,21 @@ class Column(msgspec.Struct, frozen=True):
         if tail is not None and tail.rows > tail.start:
             yield Placed(self.tail_row, Span(tail.id, tail.start, tail.rows))
 
-    def placed_at(self, row: int) -> list[Placed]:
-        """The spans from the one that holds `row` on; costs what it returns."""
-        first = max(bisect_right(self.spans, row, key=_row_of) - 1, 0)
-        found = [self.spans[index] for index in range(first, len(self.spans))]
+    def placed_from(self, row: int) -> Iterator[Placed]:
+        """The spans from the one that holds `row` on; costs what is taken of it."""
         tail = self.tail
-        if tail is not None and tail.rows > tail.start:
-            if row >= self.tail_row:
-                found.clear()
-            found.append(Placed(self.tail_row, Span(tail.id, tail.start, tail.rows)))
-        return found
+        has_rows = tail is not None and tail.rows > tail.start
+        if not has_rows or row < self.tail_row:
+            spans = self.spans
+            for index in range(max(bisect_right(spans, row, key=_row_of) - 1, 0), len(spans)):
+                yield spans[index]
+        if tail is not None and has_rows:
+            yield Placed(self.tail_row, Span(tail.id, tail.start, tail.rows))
 
     def between(self, start: int, stop: int) -> list[Span]:
         """The spans that hold exactly the rows `start` to `stop`."""
         parts: list[Span] = []
-        for placed in self.placed_at(start):
+        for placed in self.placed_from(start):
             if placed.row >= stop:
                 break
             low, high = max(start, placed.row), min(stop, placed.stop_row)
@@ -222,7 +233,9 @@ class Column(msgspec.Struct, frozen=True):
         if start == stop == end:
             base = self.without_tail()
             return Column(_place(base.spans, end, spans), base.sealed, end + count, None, self.patch)
-        items = list(self.placed())
+        items = self.spans.copied()
+        if tail is not None and tail.rows > tail.start:
+            items.append(Placed(self.tail_row, Span(tail.id, tail.start, tail.rows)))
         first = max(bisect_right(items, start, key=_row_of) - 1, 0)
         last = bisect_right(items, stop - 1, key=_row_of)
         origin = items[first].row
@@ -231,17 +244,16 @@ class Column(msgspec.Struct, frozen=True):
             *spans,
             *self.between(stop, items[last - 1].stop_row),
         ]
-        placed = list(_place(Vector(), origin, middle))
-        items = items[:first] + placed + items[last:]
+        items[first:last] = _place(Vector(), origin, middle)
         new_end = end + count - (stop - start)
         if tail is not None and items and (items[-1].span.block, items[-1].span.stop) == (tail.id, tail.rows):
             kept = items.pop()
             tail = Tail(tail.column, tail.id, tail.capacity_rows, kept.span.start, tail.rows, tail.crc32c)
-            return Column(Vector(items), self.sealed, kept.row, tail, self.patch)
+            return Column(Vector.over(items), self.sealed, kept.row, tail, self.patch)
         sealed = self.sealed
         if tail is not None and tail.rows:
             sealed = sealed.appended(Block(tail.column, tail.id, tail.rows, tail.crc32c))
-        return Column(Vector(items), sealed, new_end, None, self.patch)
+        return Column(Vector.over(items), sealed, new_end, None, self.patch)
 
     def pruned(self) -> Column:
         """This column without the blocks that no span names (its tail stays)."""
@@ -293,7 +305,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     """What is committed: rows `first_row` to `rows` (row ids) of every column.
 
     `durable_rows` of them survive a power loss. `history` steps when committed rows are cut, and `cuts` lists, for
-    every history after the first, the row it was cut at. `commits` counts the edits that changed the blob.
+    every history after the first, the row it was cut at. `lost` are pairs of histories: those with numbers between
+    them, if there were any, went with a power loss. `commits` counts the edits that changed the blob.
     """
 
     columns: tuple[Column, ...]
@@ -302,6 +315,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     durable_rows: int = 0
     history: int = 0
     cuts: tuple[tuple[int, int], ...] = ()
+    lost: tuple[tuple[int, int], ...] = ()
     commits: int = 0
     metadata: dict[str, Any] | None = None
     notes: Vector[Note] = msgspec.field(default_factory=Vector)
@@ -317,6 +331,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     def cut_after(self, history: int) -> int | None:
         """The lowest row that was cut since `history` was current, or None: rows below it are still what they were."""
+        if any(before < history < after for before, after in self.lost):
+            return 0
         return min((row for begun, row in self.cuts if begun > history), default=None)
 
     def apply(self, edit: Edit) -> Snapshot:
@@ -349,6 +365,7 @@ class Snapshot(msgspec.Struct, frozen=True):
             self.durable_rows,
             self.history,
             self.cuts,
+            self.lost,
             self.commits + commits,
             self.metadata,
             self.notes,
@@ -401,9 +418,13 @@ class _Draft:
                 for number, column in enumerate(columns):
                     columns[number] = column.trimmed(first_row)
                 value["notes"] = _trimmed_notes(value["notes"], first_row)
-            case Cut(row):
-                value["history"] += 1
-                value["cuts"] = _with_cut(value["cuts"], value["history"], row)
+            case Cut(row, history):
+                before = value["history"]
+                assert history > before, "a history's number is never used again"
+                if history > before + 1:
+                    value["lost"] = _with_lost(value["lost"], before, history)
+                value["history"] = history
+                value["cuts"] = _with_cut(value["cuts"], history, row)
                 value["durable_rows"] = min(value["durable_rows"], row)
                 value["notes"] = Vector(note for note in value["notes"] if note.stop <= row)
             case Note():
@@ -418,8 +439,8 @@ class _Draft:
                 value["session"] = op
             case Moved():
                 pass
-            case State(history, cuts, first_row, commits):
-                value.update(history=history, cuts=cuts, first_row=first_row, commits=commits)
+            case State(history, cuts, lost, first_row, commits):
+                value.update(history=history, cuts=cuts, lost=lost, first_row=first_row, commits=commits)
                 self.is_checkpoint = True
         self.is_commit |= type(op) in _COMMITS
 
@@ -440,12 +461,21 @@ def _with_cut(cuts: tuple[tuple[int, int], ...], history: int, row: int) -> tupl
     return (*kept, (history, row))
 
 
+def _with_lost(lost: tuple[tuple[int, int], ...], before: int, after: int) -> tuple[tuple[int, int], ...]:
+    """`lost` with one pair more; beyond `MAX_CUTS` the two oldest become one, which can only report a rewrite too
+    many.
+    """
+    if len(lost) >= MAX_CUTS:
+        lost = ((lost[0][0], lost[1][1]), *lost[2:])
+    return (*lost, (before, after))
+
+
 _COMMITS = frozenset({Grow, Tail, Splice, Trim, Cut, Note, Metadata})
 
 
 def checkpoint(snapshot: Snapshot) -> Edit:
     """Return the edit that, applied to an empty snapshot, gives `snapshot` (less the blocks that no span names)."""
-    ops: list[Op] = [State(snapshot.history, snapshot.cuts, snapshot.first_row, snapshot.commits)]
+    ops: list[Op] = [State(snapshot.history, snapshot.cuts, snapshot.lost, snapshot.first_row, snapshot.commits)]
     for number, column in enumerate(snapshot.columns):
         live = column.live()
         ops += (block for block in column.sealed if block.id in live)

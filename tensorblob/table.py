@@ -8,7 +8,6 @@ retained row; row ids (position + first_row) stay inside.
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -16,10 +15,11 @@ from typing import Any, TypeAlias
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from tensorblob.columns import BlockCache, CachedColumn, ColumnRows, MappedColumn, PreadColumn
+from tensorblob import forks
+from tensorblob.columns import REFUSED_CACHE_BLOCKS, BlockCache, CachedColumn, ColumnRows, MappedColumn, PreadColumn
 from tensorblob.errors import SchemaMismatch
 from tensorblob.format import Store
-from tensorblob.memory import ReservationRefused
+from tensorblob.memory import ReservationRefused, max_map_count
 from tensorblob.schema import Field, Schema
 from tensorblob.snapshot import Column, Snapshot
 
@@ -29,17 +29,6 @@ State: TypeAlias = tuple[Snapshot, tuple[ColumnRows, ...], object]
 
 WrapView: TypeAlias = Callable[[torch.Tensor, Snapshot, int, int, int], torch.Tensor]
 """Makes what `view` hands out of (tensor, snapshot, field number, start row, stop row)."""
-
-REFUSED_CACHE_BLOCKS = 16
-
-
-def max_map_count() -> int:
-    """How many mappings the kernel allows this process."""
-    try:
-        with open("/proc/sys/vm/max_map_count") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 65_530
 
 
 class Table:
@@ -59,15 +48,16 @@ class Table:
         self.schema = store.schema
         self._io = io
         self._budget = max_map_count() // 2
+        self._spans = self._budget // len(store.schema)
         self._cache = None if max_cached_blocks is None else BlockCache(max_cached_blocks)
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
         columns = tuple(map(self._column, self.schema, snapshot.columns))
         self.state: State = snapshot, columns, pin
 
     def _column(self, field: Field, column: Column) -> ColumnRows:
         if self._io == "pread":
             return PreadColumn(field, self._dir_fd, column)
-        if self._cache is None and len(column.spans) >= self._budget:
+        if self._cache is None and len(column.spans) >= self._spans:
             self._cache = BlockCache(self._budget)
         if self._cache is None:
             try:
@@ -89,7 +79,7 @@ class Table:
                     columns.append(reader)
                     continue
                 try:
-                    if isinstance(reader, MappedColumn) and len(column.spans) >= self._budget:
+                    if isinstance(reader, MappedColumn) and len(column.spans) >= self._spans:
                         raise ReservationRefused("more spans than the kernel should map")
                     columns.append(reader.follow(column))
                 except ReservationRefused:
@@ -107,6 +97,7 @@ class Rows:
     """
 
     def __init__(self, schema: Schema, numbers: Sequence[int], wrap: WrapView) -> None:
+        self._schema = schema
         self._fields = schema.fields
         self._numbers = tuple(numbers)
         self._wrap = wrap
@@ -118,6 +109,36 @@ class Rows:
     def _state(self) -> State:
         """What to read now."""
         raise NotImplementedError
+
+    def refresh(self) -> bool:
+        """Step to the newest snapshot; return whether it moved."""
+        raise NotImplementedError
+
+    def select(self, *fields: str | tuple[str, ...]) -> Selection:
+        """The same rows with these fields only (a parent key selects all below it); other columns are not touched."""
+        self._state()
+        numbers: list[int] = []
+        for field in fields:
+            name = ".".join(field) if isinstance(field, tuple) else field
+            mine = zip(self._numbers, self._names, strict=True)
+            found = [number for number, own in mine if own == name or own.startswith(f"{name}.")]
+            if not found or self._single is not None:
+                raise KeyError(f"No field {field!r}; fields are {self._names}")
+            numbers += [number for number in found if number not in numbers]
+        if not numbers:
+            raise ValueError("select needs at least one field")
+        return Selection(self, numbers)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """All rows as a numpy array, for a blob of plain tensors of a dtype that numpy has (it is always a copy)."""
+        if self._single is None:
+            raise TypeError("Rows of several fields are no one array; select a field and index it")
+        if copy is False:
+            raise ValueError("An array of all rows is a copy; view() gives rows without one")
+        rows = self[:]
+        assert isinstance(rows, torch.Tensor)
+        array = rows.numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
 
     def __len__(self) -> int:
         snapshot = self._state()[0]
@@ -266,25 +287,18 @@ class Rows:
 
 
 class Selection(Rows):
-    """Some fields of a handle's rows, without touching the others; made by `TensorBlob.select`.
+    """Some fields of a handle's rows, without touching the others; made by `select`.
 
-    It follows its handle: a refresh of either moves both, and closing the handle ends it.
+    It follows its handle: a refresh of either moves both, and closing the handle ends it. Pickled, it travels with a
+    handle of its own.
     """
 
-    def __init__(
-        self,
-        schema: Schema,
-        numbers: Sequence[int],
-        wrap: WrapView,
-        state: Callable[[], State],
-        refresh: Callable[[], bool],
-    ) -> None:
-        super().__init__(schema, numbers, wrap)
-        self._handle_state = state
-        self._handle_refresh = refresh
+    def __init__(self, handle: Rows, numbers: Sequence[int]) -> None:
+        super().__init__(handle._schema, numbers, handle._wrap)
+        self._handle = handle
 
     def _state(self) -> State:
-        return self._handle_state()
+        return self._handle._state()
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -293,11 +307,18 @@ class Selection(Rows):
 
     def refresh(self) -> bool:
         """Step the handle to the newest snapshot; return whether it moved."""
-        return self._handle_refresh()
+        return self._handle.refresh()
+
+    def __reduce__(self) -> Any:
+        return _select, (self._handle, self.fields)
 
     def __iter__(self) -> Iterator[Batch]:
         for index in range(len(self)):
             yield self[index]
+
+
+def _select(handle: Rows, fields: Sequence[str]) -> Selection:
+    return handle.select(*fields)
 
 
 def _range(snapshot: Snapshot, start: int, stop: int | None) -> tuple[int, int]:
@@ -313,7 +334,10 @@ _INTEGERS = frozenset(
 def _as_indices(indices: Any) -> torch.Tensor:
     if type(indices) is torch.Tensor and indices.dtype is torch.int64 and indices.ndim == 1 and indices.is_cpu:
         return indices
-    tensor = torch.as_tensor(indices, device="cpu")
+    try:
+        tensor = torch.as_tensor(indices, device="cpu")
+    except RuntimeError as error:  # what torch says of None, of slices and the like
+        raise TypeError(f"Batch index must be a sequence of integers: {error}") from None
     if tensor.numel() and tensor.dtype not in _INTEGERS:
         if isinstance(indices, torch.Tensor):
             got = f"dtype {indices.dtype}"
@@ -331,8 +355,8 @@ def _check_out(out: Any, field: Field, count: int) -> None:
             f"out must be a {field.dtype} tensor of shape {(count, *field.shape)} for field {field.name!r}, "
             f"got {getattr(out, 'dtype', type(out).__name__)} {tuple(getattr(out, 'shape', ()))}"
         )
-    if not out.is_cpu or not out.is_contiguous():
-        raise SchemaMismatch(f"out must be a contiguous CPU tensor for field {field.name!r}")
+    if not out.is_cpu or not out.is_contiguous() or out.requires_grad:
+        raise SchemaMismatch(f"out must be a contiguous CPU tensor without grad for field {field.name!r}")
 
 
 def _flipped(rows: torch.Tensor) -> torch.Tensor:

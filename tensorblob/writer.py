@@ -29,14 +29,15 @@ from typing import Any
 import msgspec
 from filelock import FileLock
 
-from tensorblob import files
+from tensorblob import files, forks
 from tensorblob.blocks import Blocks
 from tensorblob.edit import Block, Cut, Durable, Grow, Metadata, Note, Op, Patch, Retention, Tail, Trim
-from tensorblob.errors import BlobClosed, Corrupt, ForkedHandle, OutcomeUnknown, SyncFailed
+from tensorblob.errors import BlobClosed, Corrupt, DiskFull, ForkedHandle, OutcomeUnknown, SyncFailed
 from tensorblob.flusher import Flusher
 from tensorblob.format import (
     Store,
     block_path,
+    check_edit,
     copy_json,
     decode_log,
     is_block_id,
@@ -50,18 +51,12 @@ from tensorblob.replay import Replay
 from tensorblob.snapshot import Column, Snapshot, checkpoint
 
 RECLAIM_NBYTES = 64 << 20
+SPANS_PER_EDIT = 4096
+"""Of so many spans, a splice costs who folds it as much again as the rest of its edit."""
+LOST_HISTORIES = 1 << 20
+"""More histories than one generation begins: by so many numbers recovery steps."""
 LONG_EDITS = 1000
 BACKGROUND_NBYTES = 32 << 20
-
-_forks = 0
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
 
 Place = Callable[[Snapshot, Sequence[Growth]], list[Op]]
 """Places rows at the end of a snapshot's blocks, and returns the operations that commit them."""
@@ -93,9 +88,9 @@ class Writer:
         self.path, self.dir_fd, self.store = path, dir_fd, store
         self._is_power = durability == "power"
         self._row_nbytes = store.schema.row_nbytes
-        self._lock = threading.RLock()
-        self._sync_lock = threading.RLock()
-        self._forks = _forks
+        self._lock = forks.rlock()
+        self._sync_lock = forks.rlock()
+        self._forks = forks.count
         self._manifest: Manifest | None = None
         self._producer_fd = -1
         self._staged: Snapshot | None = None
@@ -105,6 +100,8 @@ class Writer:
         self._grown: list[tuple[int, int]] | None = None
         """The tails of the last `_ungrown` commits, which only grew them: not yet applied to `_snapshot`."""
         self._ungrown = 0
+        self._known_offset = -1
+        """The end of the manifest as far as this object has taken note of it (see `_catch_up`)."""
         self._dead_nbytes = 0
         """Bytes in block files that became garbage since the generation began."""
         self._sealed_nbytes = 0
@@ -133,7 +130,7 @@ class Writer:
         self._manifest, found = Manifest.open(self.dir_fd, self.store)
         self.producer = secrets.token_hex(5)
         self._announce()
-        self._snapshot = found.snapshot
+        self._snapshot, self._known_offset = found.snapshot, self._manifest.offset
         self._blocks = Blocks(self.dir_fd, self.store, self.producer, self._manifest.generation, found.snapshot)
         fields = self.store.schema.fields
         self._growths = [
@@ -185,6 +182,7 @@ class Writer:
         if found.is_flushed:
             manifest = self._current
             manifest.append((session(manifest.fd, self.producer),))
+            self._known_offset = manifest.offset
         else:
             self._rotate()
 
@@ -194,7 +192,7 @@ class Writer:
         After another boot they may have been even where all that is left is durable: later edits can be lost without a trace.
         """
         if not found.is_same_boot:
-            self._snapshot = self._snapshot.apply((Cut(self._snapshot.rows),))
+            self._snapshot = self._snapshot.apply((Cut(self._snapshot.rows, self._snapshot.history + LOST_HISTORIES),))
         self._current.is_broken = True  # what follows the last good record stays as it is
         self._rotate()
 
@@ -260,7 +258,7 @@ class Writer:
         """
         if self._manifest is None:
             return
-        if self._forks != _forks:
+        if self._forks != forks.count:
             self._manifest, self._is_due = None, True
             return
         self._check_outside("close")
@@ -297,7 +295,7 @@ class Writer:
             self.dir_fd = -1
 
     def __del__(self, warn: Any = warnings.warn) -> None:
-        if getattr(self, "_manifest", None) is not None and self._forks == _forks:
+        if getattr(self, "_manifest", None) is not None and self._forks == forks.count:
             warn(
                 f"unclosed writer of {self.path!r}: committed rows are there, but not flushed",
                 ResourceWarning,
@@ -313,7 +311,7 @@ class Writer:
         manifest = self._manifest
         if manifest is None:
             raise BlobClosed("I/O operation on closed blob.")
-        if self._forks != _forks:
+        if self._forks != forks.count:
             raise ForkedHandle("A forked child cannot use its parent's writer; open the blob again in the child")
         return manifest
 
@@ -329,8 +327,8 @@ class Writer:
         if self._ungrown:
             with self._lock:
                 if self._grown is not None:
-                    self._snapshot = self._snapshot.grown(self._grown, self._ungrown)
-                    self._grown, self._ungrown = None, 0
+                    grown = self._snapshot.grown(self._grown, self._ungrown)
+                    self._snapshot, self._grown, self._ungrown = grown, None, 0
         return self._snapshot
 
     @property
@@ -363,7 +361,10 @@ class Writer:
     def _prepare(self) -> None:
         """Before a change: this must be an open writer of this process, on a generation that may grow."""
         _ = self._current
-        self._notice_due()
+        with self._lock:
+            if self._staged is None:
+                self._restore()  # after an interrupt something may be left; else this changes nothing
+            self._notice_due()
         if self._is_due:
             self._rotate()
 
@@ -382,17 +383,20 @@ class Writer:
     def append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None = None) -> None:
         """Append `count` rows: one array per field, as `batch` makes them."""
         while True:
-            if self._is_due or self._forks != _forks:
+            if self._is_due or self._forks != forks.count:
                 self._prepare()
-            with self._lock:
-                if not self._is_due:
-                    try:
-                        return self._append(columns, count, metadata)
-                    except _Superseded:
-                        self._is_due = True
+            try:
+                with self._lock:
+                    if not self._is_due:
+                        try:
+                            return self._append(columns, count, metadata)
+                        except _Superseded:
+                            self._is_due = True
+            except DiskFull:
+                if not self._has_freed():
+                    raise
 
     def _append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None) -> None:
-        offset = -1
         try:
             tails = []
             for growth, rows in zip(self._growths, columns):  # noqa: B905 - batch gives one for each
@@ -404,10 +408,15 @@ class Writer:
                 if self._is_plain and metadata is None:  # the common case: nothing but the tails changes
                     manifest = self._manifest
                     assert manifest is not None
-                    self._make_appendable(manifest)
-                    offset = manifest.offset
+                    if self._is_power or manifest.is_broken:
+                        self._make_appendable(manifest)
                     manifest.append((Grow(tuple(tails)),))  # the commit point
-                    self._note_grown(tails, count)
+                    self._grown = tails
+                    self._ungrown += 1
+                    self.stop_row += count
+                    self._known_offset = manifest.offset  # no call since the first of these: no interrupt comes between
+                    if manifest.edits >= MAX_EDITS or manifest.is_broken:
+                        self._is_due = True
                     if self._is_power:
                         self._acknowledge()
                     return
@@ -418,17 +427,8 @@ class Writer:
                 ops = self._append_ops(columns)
             self._stage(ops, metadata)
         except BaseException:
-            if offset < 0 or self._current.offset == offset:
-                self._restore()
-            elif self.stop_row != self._stop_of(tails):
-                self._note_grown(tails, count)  # interrupted after the edit was visible: it counts
+            self._restore()
             raise
-
-    def _stop_of(self, tails: list[tuple[int, int]]) -> int:
-        """The row after the last one when the first column's tail has grown to `tails[0]`."""
-        column = self._snapshot.columns[0]
-        assert column.tail is not None
-        return column.tail_row + tails[0][0] - column.tail.start
 
     def _make_appendable(self, manifest: Manifest) -> None:
         """Before the commit point: what the edit names is durable if it must be, and the manifest may be appended to."""
@@ -438,14 +438,6 @@ class Writer:
             )
         if self._is_power:
             self._blocks.sync(self._blocks.dirty())
-
-    def _note_grown(self, tails: list[tuple[int, int]], count: int) -> None:
-        self._grown = tails
-        self._ungrown += 1
-        self.stop_row += count
-        manifest = self._manifest
-        if manifest is None or manifest.edits >= MAX_EDITS or manifest.is_broken:
-            self._is_due = True
 
     def _append_ops(self, columns: Sequence[Array]) -> list[Op]:
         """Place rows at the end, in new blocks where they are needed; return the operations."""
@@ -457,17 +449,30 @@ class Writer:
     def change(self, place: Place, metadata: dict[str, Any] | None = None) -> None:
         """Make any other change: commit the operations that `place(snapshot, growths)` returns, as one edit."""
         while True:
-            with self._ready():
-                try:
-                    if ops := place(self.pending, self._growths):
-                        self._stage(ops, metadata)
-                    return
-                except _Superseded:
-                    self._restore()
-                    self._is_due = True
-                except BaseException:
-                    self._restore()
+            try:
+                with self._ready():
+                    try:
+                        if ops := place(self.pending, self._growths):
+                            self._stage(ops, metadata)
+                        return
+                    except _Superseded:
+                        self._restore()
+                        self._is_due = True
+                    except BaseException:
+                        self._restore()
+                        raise
+            except DiskFull:
+                if not self._has_freed():
                     raise
+
+    def _has_freed(self) -> bool:
+        """On a full disk: free what garbage takes up, and return whether that was anything, so that it helps to try
+        again.
+        """
+        if self._staged is not None or not self._dead_nbytes:
+            return False
+        self.reclaim(at_least_nbytes=1)
+        return not self._dead_nbytes
 
     def settings(self, *, retention: Retention | None, metadata: dict[str, Any] | None) -> None:
         """Commit new settings of the blob, where they differ from what it has."""
@@ -525,11 +530,33 @@ class Writer:
 
     def _restore(self) -> None:
         """Forget what was placed since the pending snapshot, and remove the blocks that were created for it."""
+        self._catch_up()
         named = {op.id for op in self._ops if isinstance(op, (Block, Tail, Patch))}
         self._blocks.discard_created(named)
         self._settled()
 
     # -- the commit -----------------------------------------------------------------------------------------------------
+
+    def _catch_up(self) -> None:
+        """Take note of what is in the manifest: an interrupt (Ctrl-C) may have come right after the commit point."""
+        manifest = self._manifest
+        if manifest is not None and manifest.offset != self._known_offset:
+            before = self.snapshot
+            self._take(before, manifest.folded(before, self._known_offset))
+
+    def _take(self, before: Snapshot, after: Snapshot) -> None:
+        """`after` is committed: go on from there."""
+        manifest = self._current
+        self._is_due = True  # until all is noted: `_settled` looks again
+        self._blocks.keep_created()
+        self._snapshot, self._known_offset = after, manifest.offset
+        if _is_only_grown(before, after):
+            self.stop_row = after.rows
+            self._notice_due()
+        else:
+            manifest.edits += sum([len(column.spans) for column in after.columns]) // SPANS_PER_EDIT
+            self._note_dead(before, after)
+            self._settled()
 
     def _commit(self, ops: list[Op], after: Snapshot) -> None:
         """Append one edit, after which `after` is the snapshot."""
@@ -539,21 +566,10 @@ class Writer:
             if first_row > after.first_row:
                 ops, after = [*ops, Trim(first_row)], after.trimmed(first_row)
         assert len({column.stop for column in after.columns}) == 1, "all columns or none"
+        check_edit(tuple(ops))
         self._make_appendable(manifest)
-        offset = manifest.offset
-        try:
-            manifest.append(tuple(ops))  # the commit point
-            self._snapshot = after
-        finally:
-            if manifest.offset != offset:
-                self._snapshot = after
-                self._blocks.keep_created()
-                if _is_only_grown(before, after):
-                    self.stop_row = after.rows
-                    self._notice_due()
-                else:
-                    self._note_dead(before, after)
-                    self._settled()
+        manifest.append(tuple(ops))  # the commit point
+        self._take(before, after)
         if self._is_power:
             self._acknowledge()
 
@@ -600,7 +616,8 @@ class Writer:
             cut = snapshot.cut_after(synced.history)
             durable_rows = synced.rows if cut is None else min(synced.rows, cut)
             manifest.append((Durable(offset, durable_rows),))
-            self._snapshot = msgspec.structs.replace(snapshot, durable_rows=durable_rows)
+            marked = msgspec.structs.replace(snapshot, durable_rows=durable_rows)
+            self._snapshot, self._known_offset = marked, manifest.offset
             if self._staged is not None:
                 self._staged = msgspec.structs.replace(self._staged, durable_rows=self._snapshot.durable_rows)
             if offset == before:
@@ -644,7 +661,7 @@ class Writer:
         self._blocks.close_sealed(growing)
 
     def _flush_in_background(self) -> None:
-        if self._manifest is not None and self._forks == _forks:
+        if self._manifest is not None and self._forks == forks.count:
             self.flush()
 
     # -- generations ----------------------------------------------------------------------------------------------------
@@ -673,7 +690,7 @@ class Writer:
                 pruned = tuple(column.pruned() for column in columns)
                 snapshot = msgspec.structs.replace(before, columns=pruned, durable_rows=before.rows)
                 manifest = Manifest.create(self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer)
-                self._manifest, self._snapshot = manifest, snapshot
+                self._manifest, self._snapshot, self._known_offset = manifest, snapshot, manifest.offset
             except BaseException:
                 has_begun = files.exists(manifest_name(generation), dir_fd=self.dir_fd)
                 old.is_broken |= has_begun

@@ -89,7 +89,7 @@ def read_blob(path: Path) -> tuple[int, dict[str, np.ndarray[Any, Any]]]:
         for name, *values in edit:
             match name:
                 case "state":
-                    first_row = values[2]
+                    first_row = values[3]
                 case "block":
                     number, block, rows, crc = values
                     columns[number].checksums[block] = rows, crc

@@ -10,7 +10,7 @@ import tensorblob
 
 PACKAGE = Path(tensorblob.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "forks"},
     {"schema"},
     {"edit"},
     {"snapshot"},

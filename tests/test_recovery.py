@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from api_support import SHAPE, create, manifest_of, numbers, photograph, rows, stored
-from disk import put_between, reboot, without_platters
+from disk import Act, put_between, reboot, without_platters
 from spec_reader import read_schema, records
 
 import tensorblob as tb
@@ -241,9 +241,9 @@ def test_after_a_power_loss_the_longest_intact_prefix_is_served_and_then_built_o
             assert photograph(path) == before, "a reader repairs in memory only"
             with open_blob(path, "r+") as writer:
                 assert numbers(writer[:]) == list(range(expected)), what
-                assert (writer.history, writer.snapshot.cut_after(0)) == (1, expected), what
+                assert (writer.history, writer.snapshot.cut_after(0)) == (1 << 20, expected), what
                 assert writer.durable_rows == expected, "what recovery keeps, it makes durable"
-                assert not reader.refresh() or reader.history == 1
+                assert not reader.refresh() or reader.history == 1 << 20
                 writer.seek(0, 2)
                 writer.write(rows(100, 101))
                 assert reader.refresh(), what
@@ -261,11 +261,11 @@ def test_a_power_loss_begins_a_new_history_even_if_no_trace_of_the_lost_rows_is_
         durable = next(place for place, (_, edit) in enumerate(log) if edit[0][0] == "durable")
         os.truncate(manifest_of(path), log[durable + (ends_after == "durable")][0])
         with open_blob(path, "a") as writer:
-            assert (len(writer), writer.history, writer.snapshot.cut_after(0)) == (6, 1, 6)
+            assert (len(writer), writer.history, writer.snapshot.cut_after(0)) == (6, 1 << 20, 6)
     path = fresh()  # torn just behind the mark: rows behind it were visible
     os.truncate(manifest_of(path), log_of(path)[durable + 1][0] + 20)
     with open_blob(path, "a") as writer:
-        assert (len(writer), writer.history, writer.snapshot.cut_after(0)) == (6, 1, 6)
+        assert (len(writer), writer.history, writer.snapshot.cut_after(0)) == (6, 1 << 20, 6)
 
 
 def test_positions_from_before_a_power_loss_know_what_was_cut(fresh: Callable[[], Path]) -> None:
@@ -389,7 +389,7 @@ def test_each_column_counts_and_the_shortest_decides(tmp_path: Path, monkeypatch
                 found = reader[:]
                 assert numbers(found["a"]) == found["b"][:, 0].tolist() == list(range(expected))
             with open_blob(path, "a") as writer:
-                assert writer.history == 1
+                assert writer.history == 1 << 20
 
 
 # ---- every other change
@@ -641,7 +641,7 @@ def test_a_recovery_that_is_cut_short_anywhere_is_begun_again(
                     assert fault.fired
         assert stored(path) == list(range(6))
         with open_blob(path, "a") as writer:
-            assert (writer.history, writer.snapshot.cut_after(0)) in [(1, 6), (2, 6)]
+            assert (writer.history, writer.snapshot.cut_after(0)) in [(1 << 20, 6), (2 << 20, 6)]
             writer.write(rows(100))
         assert stored(path) == [*range(6), 100]
         assert list((path / "producers").iterdir()) == []
@@ -651,8 +651,26 @@ def test_a_recovery_that_is_cut_short_anywhere_is_begun_again(
     assert nth > 10
 
 
-def test_a_producers_file_says_who_it_is(tmp_path: Path) -> None:
+def test_a_producers_file_says_who_it_is_and_is_locked_before_anybody_can_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = create(tmp_path / "x.blob")
+    disk = put_between(monkeypatch, tmp_path)
+
+    def is_locked(producer: Path) -> bool:
+        with producer.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def check(act: Act) -> None:
+        if act.kind == "rename" and "/producers/" in act.target:
+            assert is_locked(tmp_path / act.path)
+
+    disk.watch = check
     with open_blob(path, "a"):
         (producer,) = (path / "producers").iterdir()
         assert json.loads(producer.read_text())["pid"] == os.getpid()
+        assert is_locked(producer)

@@ -181,8 +181,8 @@ class Model:
             case Trim(first_row):
                 self.first_row = first_row
                 self.notes = [note for note in self.notes if note.stop > first_row]
-            case Cut(row):
-                self.history += 1
+            case Cut(row, history):
+                self.history = history
                 self.cuts.append((self.history, row))
                 self.durable_rows = min(self.durable_rows, row)
                 self.notes = [note for note in self.notes if note.stop <= row]
@@ -241,7 +241,7 @@ def check_column(column: Column, model: ColumnModel, first_row: int) -> None:
         assert named[block] == model.checksums[block]
         assert block in column.live()
     for low in retained:
-        assert [placed for placed in column.placed() if placed.stop_row > low] == column.placed_at(low)
+        assert [placed for placed in column.placed() if placed.stop_row > low] == list(column.placed_from(low))
         for high in (low, low + 1, (low + model.stop) // 2, model.stop):
             parts = [(span.block, row) for span in column.between(low, high) for row in range(span.start, span.stop)]
             assert parts == model.rows[low - model.origin : max(high, low) - model.origin]
@@ -282,7 +282,7 @@ class SnapshotMachine(RuleBasedStateMachine):
 
     @rule(target=versions, origin=st.integers(0, 3))
     def begin(self, origin: int) -> Any:
-        edit = (State(0, (), origin, 0), *(Splice(number, origin, origin, ()) for number in range(COLUMNS)))
+        edit = (State(0, (), (), origin, 0), *(Splice(number, origin, origin, ()) for number in range(COLUMNS)))
         snapshot = Snapshot.empty(COLUMNS).apply(edit)
         model = Model([ColumnModel(origin) for _ in range(COLUMNS)], first_row=origin)
         model.durable_rows = origin
@@ -349,7 +349,7 @@ class SnapshotMachine(RuleBasedStateMachine):
         model = version[1]
         row = data.draw(st.integers(model.first_row, model.rows)) if model.first_row <= model.rows else model.rows
         cuts = [Splice(n, row, c.stop, ()) for n, c in enumerate(model.columns) if row < c.stop]
-        return self.apply(version, *cuts, Cut(row)) if cuts else multiple()
+        return self.apply(version, *cuts, Cut(row, model.history + 1)) if cuts else multiple()
 
     @rule(target=versions, version=versions, data=st.data())
     def replace_the_end(self, version: Any, data: st.DataObject) -> Any:
@@ -423,7 +423,9 @@ TestSnapshotsAgainstRows = SnapshotMachine.TestCase
 def test_forgotten_cuts_can_only_report_a_rewrite_too_many(cuts: list[int], limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tensorblob.snapshot.MAX_CUTS", limit)
-        snapshot = reduce(Snapshot.apply, [(Cut(row),) for row in cuts], Snapshot.empty(1))
+        snapshot = reduce(
+            Snapshot.apply, [(Cut(row, history),) for history, row in enumerate(cuts, 1)], Snapshot.empty(1)
+        )
     assert len(snapshot.cuts) <= limit + 1 <= MAX_CUTS
     for history in range(len(cuts) + 1):
         true = min(cuts[history:], default=None)
