@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ import torch
 from tensordict import TensorDictBase
 
 from tensorblob.errors import DTypeMismatch, SchemaMismatch
+from tensorblob.growth import SMALL_NBYTES, Rows
 from tensorblob.memory import carrier_dtype
 from tensorblob.schema import Field, Schema
 
 
 class Batches:
-    """Turns what the user writes into one array of shape (count, *field.shape) per field of `schema`.
+    """Turns what the user writes into the rows of each field of `schema`.
 
-    The arrays are of the fields' carrier dtypes and share the caller's memory where that is CPU memory.
+    They are arrays of shape (count, *field.shape) and the field's carrier dtype, or the bytes of such an array.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -27,11 +29,18 @@ class Batches:
         self._is_single = schema.is_single
         self._shape = schema.fields[0].shape
         dtype = schema.fields[0].torch_dtype
-        self._dtype = dtype if schema.is_single and carrier_dtype(dtype) is dtype else None
+        self._dtype = dtype if schema.is_single and carrier_dtype(dtype) is dtype and not dtype.is_complex else None
         """The dtype of rows that are written as they are."""
+        self._row_nbytes = schema.row_nbytes
+        self._small_shape: torch.Size | None = None
+        self._small_count = 0
+        self._bytes_at: Callable[[int], Any] = ctypes.c_char.from_address
+        """The shape of the last small batch, the rows it has, and what reads as many bytes at an address."""
 
-    def columns(self, rows: Any) -> tuple[list[npt.NDArray[Any]], int]:
-        """Return the arrays and the row count.
+    def columns(self, rows: Any) -> tuple[Sequence[Rows], int]:
+        """Return the rows of each field, and their count.
+
+        Small batches of one field are copied; all else shares the caller's memory where that is CPU memory.
 
         `rows` is a tensor for a blob with one unnamed field, else a dict (nested or with tuple keys) or TensorDict
         with exactly the fields of the schema. CUDA tensors and ones that carry grad are taken by value; no dtype is
@@ -40,12 +49,19 @@ class Batches:
         if self._is_single:
             if type(rows) is torch.Tensor and rows.dtype is self._dtype:
                 try:
+                    if rows.shape == self._small_shape:  # as the last time: this has to be quick
+                        if rows.is_cpu and rows.is_contiguous() and not rows.is_neg():
+                            return (self._bytes_at(rows.data_ptr()).raw,), self._small_count
                     array = rows.numpy()
                 except (RuntimeError, TypeError):
                     pass  # it carries grad, is on a device, or has a dtype that numpy lacks
                 else:
-                    if array.ndim and array.shape[1:] == self._shape:
-                        return [array], len(array)
+                    shape = rows.shape
+                    if shape[1:] == self._shape and shape:
+                        if 0 < array.nbytes <= SMALL_NBYTES:
+                            self._small_shape, self._small_count = shape, shape[0]
+                            self._bytes_at = (ctypes.c_char * array.nbytes).from_address
+                        return (array,), shape[0]
             array = _as_column(rows, self._fields[0], may_flatten=True, may_be_row=True)
             return [array], len(array)
         if not isinstance(rows, (Mapping, TensorDictBase)):

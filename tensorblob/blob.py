@@ -348,15 +348,14 @@ class TensorBlob(Rows):
                 self._cursor = writer.stop_row
             return 0
         end = writer.stop_row
-        if self._appends or self._cursor >= end:
-            cursor = end
-            change = partial(writer.append, columns, count, metadata)
-        else:
-            cursor = max(self._cursor, writer.pending.first_row)
-            place = partial(operations.overwrite, row=cursor, columns=columns, count=count)
-            change = partial(writer.change, place, metadata)
+        is_appended = self._appends or self._cursor >= end
+        cursor = end if is_appended else max(self._cursor, writer.pending.first_row)
         try:
-            change()
+            if is_appended:
+                writer.append(columns, count, metadata)
+            else:
+                place = partial(operations.overwrite, row=cursor, columns=columns, count=count)
+                writer.change(place, metadata)
         except BaseException as error:
             if isinstance(error, OutcomeUnknown) or writer.stop_row != end:
                 self._cursor = cursor + count  # the rows are visible: the next write goes behind them

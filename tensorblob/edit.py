@@ -58,7 +58,7 @@ class Patch(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unkno
     crc32c: int
 
 
-class Grow(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="grow"):
+class Grow(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True, tag="grow"):
     """The tails grew: for every column `(rows, crc32c)` of its tail from now on, or None where it did not grow."""
 
     tails: tuple[tuple[int, int] | None, ...]

@@ -53,6 +53,8 @@ class BlockFile:
 
 
 Array: TypeAlias = npt.NDArray[Any]
+Rows: TypeAlias = Array | bytes
+"""Rows of one field as an array of its carrier dtype, or as the bytes of one."""
 
 
 def as_bytes(rows: Array) -> npt.NDArray[np.uint8]:
@@ -118,18 +120,25 @@ class Growth:
         self.tail: BlockFile | None = None
         self.patch: BlockFile | None = None
 
+    def as_array(self, rows: Rows) -> Array:
+        """`rows` as an array of shape (count, *field.shape)."""
+        if isinstance(rows, bytes):
+            return np.frombuffer(rows, self._dtype).reshape(-1, *self.field.shape)
+        return rows
+
     # -- writing bytes --------------------------------------------------------------------------------------------
 
-    def grow(self, rows: Array, count: int) -> tuple[int, int] | None:
+    def grow(self, rows: Rows, count: int) -> tuple[int, int] | None:
         """Place rows in the tail if they fit in it; return its new (rows, crc32c), or None if they do not."""
         tail = self.tail
         if tail is None or (stop := tail.rows + count) > tail.capacity_rows:
             return None
         nbytes, offset = count * self.row_nbytes, tail.rows * self.row_nbytes
         if nbytes > SMALL_NBYTES or offset + nbytes > tail.allocated:
-            self._write(tail, rows, count)
+            self._write(tail, self.as_array(rows), count)
             return stop, tail.crc32c
-        data = rows.tobytes()  # a copy, so that bytes and checksum agree whatever the caller does with its memory
+        # a copy, so that bytes and checksum agree whatever the caller does with its memory
+        data = rows if isinstance(rows, bytes) else rows.tobytes()
         crc = crc32c(tail.crc32c, data)
         files.write_at(tail.fd, data, nbytes, offset)
         tail.rows, tail.crc32c = stop, crc
@@ -182,9 +191,10 @@ class Growth:
 
     # -- appending ------------------------------------------------------------------------------------------------
 
-    def append(self, rows: Array, column: Column) -> list[Op]:
+    def append(self, given: Rows, column: Column) -> list[Op]:
         """Place rows at the end of `column`, in as many blocks as they need; return the operations that commit them."""
         ops: list[Op] = []
+        rows = self.as_array(given)
         done, count = 0, len(rows)
         if self.tail is None:
             rest, ops = self._continue(column)

@@ -18,7 +18,7 @@ from tensorblob import files
 from tensorblob.edit import Block, Cut, Op, Span, Splice, Trim
 from tensorblob.errors import SchemaConflict
 from tensorblob.format import Store, block_path
-from tensorblob.growth import Array, Growth
+from tensorblob.growth import Growth, Rows
 from tensorblob.snapshot import Column, Snapshot
 
 if TYPE_CHECKING:
@@ -39,13 +39,12 @@ def trim(snapshot: Snapshot, before_row: int) -> list[Op]:
     return [Trim(first_row)] if first_row > snapshot.first_row else []
 
 
-def overwrite(
-    snapshot: Snapshot, growths: Sequence[Growth], row: int, columns: Sequence[Array], count: int
-) -> list[Op]:
+def overwrite(snapshot: Snapshot, growths: Sequence[Growth], row: int, columns: Sequence[Rows], count: int) -> list[Op]:
     """Replace `count` rows from `row` on by new ones; rows beyond the end are appended, in the same edit."""
     replaced = min(count, snapshot.rows - row)
     ops: list[Op] = []
-    for growth, rows, column in zip(growths, columns, snapshot.columns, strict=True):
+    for growth, given, column in zip(growths, columns, snapshot.columns, strict=True):
+        rows = growth.as_array(given)
         changed = growth.overwrite(row, rows[:replaced], column)
         ops += changed
         if replaced < count:

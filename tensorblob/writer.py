@@ -24,7 +24,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from filelock import FileLock
@@ -45,7 +45,7 @@ from tensorblob.format import (
     log_seed,
     manifest_name,
 )
-from tensorblob.growth import Array, Growth
+from tensorblob.growth import Growth, Rows
 from tensorblob.manifest import MAX_EDITS, Manifest, generations, remove_superseded, session
 from tensorblob.replay import Replay
 from tensorblob.snapshot import Column, Snapshot, checkpoint
@@ -57,6 +57,9 @@ LOST_HISTORIES = 1 << 20
 """More histories than one generation begins: by so many numbers recovery steps."""
 LONG_EDITS = 1000
 BACKGROUND_NBYTES = 32 << 20
+
+Tails: TypeAlias = tuple[tuple[int, int], ...]
+"""How far the tails of all columns have grown: (rows, crc32c) of each."""
 
 Place = Callable[[Snapshot, Sequence[Growth]], list[Op]]
 """Places rows at the end of a snapshot's blocks, and returns the operations that commit them."""
@@ -97,9 +100,11 @@ class Writer:
         """Inside a transaction: what it would commit. None outside."""
         self._ops: list[Op] = []
         self._owner = 0
-        self._grown: list[tuple[int, int]] | None = None
+        self._grown: Tails | None = None
         """The tails of the last `_ungrown` commits, which only grew them: not yet applied to `_snapshot`."""
         self._ungrown = 0
+        self._marked_rows = -1
+        """The durable rows of the last mark among those commits, or -1."""
         self._known_offset = -1
         """The end of the manifest as far as this object has taken note of it (see `_catch_up`)."""
         self._dead_nbytes = 0
@@ -136,6 +141,8 @@ class Writer:
         self._growths = [
             Growth(number, len(fields), field, self.dir_fd, self._blocks.create) for number, field in enumerate(fields)
         ]
+        self._growth = self._growths[0] if len(fields) == 1 else None
+        """That of the only column, if there is but one."""
         self._flushed_offset = self._manifest.offset if found.is_flushed else -1
         if not found.is_flushed:
             self._blocks.distrust(found.snapshot)
@@ -328,7 +335,9 @@ class Writer:
             with self._lock:
                 if self._grown is not None:
                     grown = self._snapshot.grown(self._grown, self._ungrown)
-                    self._snapshot, self._grown, self._ungrown = grown, None, 0
+                    if self._marked_rows > grown.durable_rows:
+                        grown = msgspec.structs.replace(grown, durable_rows=self._marked_rows)
+                    self._snapshot, self._grown, self._ungrown, self._marked_rows = grown, None, 0, -1
         return self._snapshot
 
     @property
@@ -380,7 +389,7 @@ class Writer:
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    def append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None = None) -> None:
+    def append(self, columns: Sequence[Rows], count: int, metadata: dict[str, Any] | None = None) -> None:
         """Append `count` rows: one array per field, as `batch` makes them."""
         while True:
             if self._is_due or self._forks != forks.count:
@@ -396,32 +405,29 @@ class Writer:
                 if not self._has_freed():
                     raise
 
-    def _append(self, columns: Sequence[Array], count: int, metadata: dict[str, Any] | None) -> None:
+    def _append(self, columns: Sequence[Rows], count: int, metadata: dict[str, Any] | None) -> None:
         try:
-            tails = []
-            for growth, rows in zip(self._growths, columns):  # noqa: B905 - batch gives one for each
-                tail = growth.grow(rows, count)
-                if tail is None:
-                    break
-                tails.append(tail)
+            if self._growth is not None:
+                tails: Tails | None = None if (tail := self._growth.grow(columns[0], count)) is None else (tail,)
             else:
+                tails = self._grow(columns, count)
+            if tails is not None:
                 if self._is_plain and metadata is None:  # the common case: nothing but the tails changes
                     manifest = self._manifest
                     assert manifest is not None
                     if self._is_power or manifest.is_broken:
                         self._make_appendable(manifest)
-                    manifest.append((Grow(tuple(tails)),))  # the commit point
+                    manifest.append((Grow(tails),))  # the commit point
                     self._grown = tails
                     self._ungrown += 1
                     self.stop_row += count
                     self._known_offset = manifest.offset  # no call since the first of these: no interrupt comes between
+                    if self._is_power:
+                        self._acknowledge_grown(manifest)
                     if manifest.edits >= MAX_EDITS or manifest.is_broken:
                         self._is_due = True
-                    if self._is_power:
-                        self._acknowledge()
                     return
-            if len(tails) == len(columns):
-                ops: list[Op] = [Grow(tuple(tails))]
+                ops: list[Op] = [Grow(tails)]
             else:
                 self._restore()
                 ops = self._append_ops(columns)
@@ -430,6 +436,15 @@ class Writer:
             self._restore()
             raise
 
+    def _grow(self, columns: Sequence[Rows], count: int) -> Tails | None:
+        """Place rows in the tails, if they fit into all of them."""
+        tails = []
+        for growth, rows in zip(self._growths, columns, strict=True):
+            if (tail := growth.grow(rows, count)) is None:
+                return None
+            tails.append(tail)
+        return tuple(tails)
+
     def _make_appendable(self, manifest: Manifest) -> None:
         """Before the commit point: what the edit names is durable if it must be, and the manifest may be appended to."""
         if manifest.is_broken or (self._is_power and self._blocks.poisoned):
@@ -437,9 +452,9 @@ class Writer:
                 errno.EIO, "A sync failed while this change was under way; nothing was committed, try again"
             )
         if self._is_power:
-            self._blocks.sync(self._blocks.dirty())
+            self._blocks.sync_all()
 
-    def _append_ops(self, columns: Sequence[Array]) -> list[Op]:
+    def _append_ops(self, columns: Sequence[Rows]) -> list[Op]:
         """Place rows at the end, in new blocks where they are needed; return the operations."""
         ops: list[Op] = []
         for growth, rows, column in zip(self._growths, columns, self.pending.columns, strict=True):
@@ -595,16 +610,29 @@ class Writer:
 
     def _acknowledge(self) -> None:
         """At "power", after the commit point: make the edit durable and say so."""
-        manifest, snapshot = self._current, self.snapshot
+        manifest = self._current
+        self._sync_manifest(manifest)
+        self._mark(manifest, manifest.offset, self.snapshot)
+
+    def _acknowledge_grown(self, manifest: Manifest) -> None:
+        """As `_acknowledge`, of a commit that only grew the tails, and with what that leaves to do."""
+        self._sync_manifest(manifest)
+        if self._blocks.may_close:
+            self._close_sealed()
+        with contextlib.suppress(OSError):
+            manifest.append((Durable(manifest.offset, self.stop_row),))
+            self._marked_rows, self._known_offset = self.stop_row, manifest.offset
+            self._flushed_offset = manifest.offset
+
+    def _sync_manifest(self, manifest: Manifest) -> None:
         try:
             manifest.sync()
         except SyncFailed as error:
             manifest.is_broken = self._is_due = True
             raise OutcomeUnknown(
                 error.errno,
-                f"The commit up to row {snapshot.rows} is visible, but may not be durable: {error.strerror}",
+                f"The commit up to row {self.stop_row} is visible, but may not be durable: {error.strerror}",
             ) from error
-        self._mark(manifest, manifest.offset, snapshot)
 
     def _mark(self, manifest: Manifest, offset: int, synced: Snapshot) -> None:
         """Append a durable mark: `synced` was the snapshot at `offset`. It only says what is so: its failure fails nobody."""
