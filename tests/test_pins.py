@@ -142,6 +142,7 @@ def _hold(connection: Connection, path: Path, options: dict[str, Any], is_read: 
             connection.send((numbers(reader[:]), numbers(reader[1::3]), numbers(reader.gather([3, 0, -1]))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_read", [True, False])
 @pytest.mark.parametrize("options", READERS, ids=str)
 def test_a_snapshot_that_another_process_holds_stays_as_it_was(

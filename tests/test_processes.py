@@ -199,6 +199,7 @@ def test_rows_that_are_replaced_together_are_seen_together(way: dict[str, Any], 
         finish(connection, child)
 
 
+@pytest.mark.slow
 def test_copies_of_a_blob_that_is_being_written_are_whole_prefixes_and_copies_by_hand_are_or_are_refused(
     tmp_path: Path,
 ) -> None:

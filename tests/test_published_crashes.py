@@ -49,6 +49,7 @@ def _write_and_flush(connection: Connection, path: Path) -> None:
             connection.send(len(blob))
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_an_empty_or_half_written_length_while_a_writer_flushes(path: Path) -> None:
     acknowledged, seen, opened = 10, 10, 0
     with process(_write_and_flush, path) as (connection, child):
@@ -155,6 +156,7 @@ def _create(directory: Path) -> None:
     create(directory / "x", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("act", "left"), [(_truncate, list(range(5))), (_start_over, [])])
 def test_a_crash_anywhere_in_a_truncation_leaves_all_rows_or_the_kept_ones(
     tmp_path: Path, act, left: list[int]
@@ -177,6 +179,7 @@ def test_a_crash_anywhere_in_a_truncation_leaves_all_rows_or_the_kept_ones(
     assert found[0] == list(range(10)) and found[-1] == left
 
 
+@pytest.mark.slow
 def test_a_crash_anywhere_in_an_extend_leaves_all_of_the_new_rows_or_none(tmp_path: Path) -> None:
     before, after = list(range(10)), sorted([*range(10), *range(7)])
     found = []
@@ -190,6 +193,7 @@ def test_a_crash_anywhere_in_an_extend_leaves_all_of_the_new_rows_or_none(tmp_pa
     assert found[0] == before and sorted(found[-1]) == after
 
 
+@pytest.mark.slow
 def test_a_crash_anywhere_in_a_creation_leaves_no_blob_or_a_whole_one(tmp_path: Path) -> None:
     found = []
     for directory in dying(lambda directory: None, _create, tmp_path):

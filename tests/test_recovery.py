@@ -221,6 +221,7 @@ def losses_of_rows() -> Iterator[tuple[str, int, Callable[[Path], None]]]:
     yield "a block is missing and another short", 7, both
 
 
+@pytest.mark.slow
 def test_after_a_power_loss_the_longest_intact_prefix_is_served_and_then_built_on(
     fresh: Callable[[], Path], template: Path
 ) -> None:
