@@ -128,7 +128,8 @@ class Blocks:
             for births in self._births:
                 births.pop(block.id, None)
             block.close()
-            self._unlink(block.path)
+            if not self._unlinked(block.path):
+                self.bury(1, 0, block.path)
 
     # -- syncing ------------------------------------------------------------------------------------------------------
 
@@ -232,7 +233,8 @@ class Blocks:
         for number, (field, births) in enumerate(zip(self._fields, self._births, strict=True)):
             live: set[str] = set().union(*(snapshot.columns[number].live() for snapshot in snapshots))
             for id in [id for id in births if id not in live]:
-                self.bury(births.pop(id), superseded, block_path(field, id))
+                self.bury(births[id], superseded, block_path(field, id))
+                births.pop(id, None)
                 if (block := self.open.pop(id, None)) is not None:
                     block.close()
         self.unlink_dead()
@@ -245,20 +247,20 @@ class Blocks:
         """Remove superseded generations, and dead blocks, as far as no reader pins them. What cannot be removed is kept."""
         with contextlib.suppress(OSError):
             pinned = remove_superseded(self._dir_fd, self.generation)
-            dead, self._dead = self._dead, []
-            for first, last, path in dead:
-                if any(first <= pin <= last for pin in pinned):
-                    self._dead.append((first, last, path))
-                else:
-                    self._unlink(path)
+            left = []
+            for first, last, path in self._dead:  # which stays as it is meanwhile: an interrupt forgets nothing
+                if any(first <= pin <= last for pin in pinned) or not self._unlinked(path):
+                    left.append((first, last, path))
+            self._dead = left
 
-    def _unlink(self, path: str) -> None:
-        """Remove a file that nothing names; if that fails, it is tried again later."""
+    def _unlinked(self, path: str) -> bool:
+        """Remove a file that nothing names; return whether it is gone."""
         self._adopted.pop(path, None)
         try:
             files.unlink(path, dir_fd=self._dir_fd, missing_ok=True)
         except OSError:
-            self.bury(1, 0, path)
+            return False
+        return True
 
     @property
     def has_dead(self) -> bool:

@@ -527,9 +527,10 @@ class Writer:
         with self._ready():
             if self._staged is not None:
                 raise RuntimeError("Transactions do not nest: one is open already")
-            self._staged, self._owner = self.snapshot, threading.get_ident()
-            self._settled()
+            snapshot, owner = self.snapshot, threading.get_ident()
             try:
+                self._staged, self._owner = snapshot, owner
+                self._settled()
                 yield
                 ops, after, self._ops = self._ops, self.pending, []
                 before, self._staged = self._snapshot, None
