@@ -32,10 +32,10 @@ class Batches:
         self._dtype = dtype if schema.is_single and carrier_dtype(dtype) is dtype and not dtype.is_complex else None
         """The dtype of rows that are written as they are."""
         self._row_nbytes = schema.row_nbytes
-        self._small_shape: torch.Size | None = None
-        self._small_count = 0
-        self._bytes_at: Callable[[int], Any] = ctypes.c_char.from_address
-        """The shape of the last small batch, the rows it has, and what reads as many bytes at an address."""
+        self._small: tuple[torch.Size | None, int, Callable[[int], Any]] = None, 0, ctypes.c_char.from_address
+        """The shape of the last small batch, the rows it has, and what reads as many bytes at an address: one value,
+        so that threads which write through one handle never mix two batches.
+        """
 
     def columns(self, rows: Any) -> tuple[Sequence[Rows], int]:
         """Return the rows of each field, and their count.
@@ -49,18 +49,18 @@ class Batches:
         if self._is_single:
             if type(rows) is torch.Tensor and rows.dtype is self._dtype:
                 try:
-                    if rows.shape == self._small_shape:  # as the last time: this has to be quick
-                        if rows.is_cpu and rows.is_contiguous() and not rows.is_neg():
-                            return (self._bytes_at(rows.data_ptr()).raw,), self._small_count
+                    shape, count, bytes_at = self._small
+                    if rows.shape == shape:  # as the last time: this has to be quick
+                        if rows.is_cpu and rows.is_contiguous() and not rows.is_neg() and (address := rows.data_ptr()):
+                            return (bytes_at(address).raw,), count
                     array = rows.numpy()
                 except (RuntimeError, TypeError):
                     pass  # it carries grad, is on a device, or has a dtype that numpy lacks
                 else:
                     shape = rows.shape
-                    if shape[1:] == self._shape and shape:
+                    if shape[1:] == self._shape and shape and (rows.data_ptr() or not shape[0]):
                         if 0 < array.nbytes <= SMALL_NBYTES:
-                            self._small_shape, self._small_count = shape, shape[0]
-                            self._bytes_at = (ctypes.c_char * array.nbytes).from_address
+                            self._small = shape, shape[0], (ctypes.c_char * array.nbytes).from_address
                         return (array,), shape[0]
             array = _as_column(rows, self._fields[0], may_flatten=True, may_be_row=True)
             return [array], len(array)
@@ -116,6 +116,8 @@ def _as_column(value: Any, field: Field, *, may_flatten: bool = False, may_be_ro
             expected = ", ".join(["n", *map(str, field.shape)])
             raise SchemaMismatch(f"Rows of shape ({expected}) expected, got {shape}{where}")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.numel() and not tensor.data_ptr():  # a zero tensor, freed storage, a wrapper of some tracing
+        raise SchemaMismatch(f"Rows must be tensors with memory of their own, got {type(value).__name__}{where}")
     carrier = carrier_dtype(tensor.dtype)
     if carrier is not tensor.dtype:
         tensor = tensor.contiguous().view(carrier)

@@ -12,8 +12,8 @@ and its checksum is extended by each before it is written (in pieces that are st
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -71,28 +71,40 @@ class _Writing:
     def __init__(self, fd: int, data: npt.NDArray[np.uint8], offset: int) -> None:
         self._arguments = fd, data, len(data), offset
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="tensorblob-write")
+        self._is_done = False
+        self._done = _thread.allocate_lock()
+        self._done.acquire()
 
     def _run(self) -> None:
         try:
             files.write_at(*self._arguments)
         except BaseException as error:
             self._error = error
+        finally:
+            self._is_done = True
+            self._done.release()
 
     def __enter__(self) -> None:
         try:
-            self._thread.start()
+            _thread.start_new_thread(self._run, ())  # one call, of which is known whether it has happened
         except RuntimeError:  # no thread to be had: one after the other, then
             self._run()
+        except BaseException:  # a signal, right after it
+            self._wait()
+            raise
+
+    def _wait(self) -> BaseException | None:
+        """Wait for the thread whatever happens; return what happened."""
+        interrupt: BaseException | None = None
+        while not self._is_done:
+            try:
+                self._done.acquire(timeout=1)
+            except BaseException as error:  # of a signal handler: Ctrl-C, a time limit
+                interrupt = error
+        return interrupt
 
     def __exit__(self, *_: object) -> None:
-        interrupt: BaseException | None = None
-        while self._thread.is_alive():
-            try:
-                self._thread.join()
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if (failure := interrupt or self._error) is not None:
+        if (failure := self._wait() or self._error) is not None:
             raise failure
 
 

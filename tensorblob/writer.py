@@ -433,6 +433,7 @@ class Writer:
                 ops = self._append_ops(columns)
             self._stage(ops, metadata)
         except BaseException:
+            self._is_due = True  # if another interrupt comes now, the next change has to restore
             self._restore()
             raise
 
@@ -474,6 +475,7 @@ class Writer:
                         self._restore()
                         self._is_due = True
                     except BaseException:
+                        self._is_due = True
                         self._restore()
                         raise
             except DiskFull:
@@ -540,7 +542,7 @@ class Writer:
                     self._commit(ops, before.apply(tuple(ops)))
                 self._settled()
             except BaseException:
-                self._ops, self._staged = [], None
+                self._is_due, self._staged, self._ops = True, None, []
                 self._restore()
                 raise
 
