@@ -11,6 +11,7 @@ import copy
 import io as _io
 import operator
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -31,6 +32,9 @@ from tensorblob.schema import FieldSpec, Schema, dtype_name, make_schema
 from tensorblob.snapshot import Snapshot
 from tensorblob.table import Batch, Rows, State, Table
 from tensorblob.writer import Writer, check_durability, check_metadata
+
+END = sys.maxsize
+"""The cursor after an append: at the end, also if another thread appends by the same handle meanwhile."""
 
 
 class TensorBlob(Rows):
@@ -358,9 +362,9 @@ class TensorBlob(Rows):
                 writer.change(place, metadata)
         except BaseException as error:
             if isinstance(error, OutcomeUnknown) or writer.stop_row != end:
-                self._cursor = cursor + count  # the rows are visible: the next write goes behind them
+                self._cursor = END if is_appended else cursor + count  # they are visible: the next write goes behind
             raise
-        self._cursor = cursor + count
+        self._cursor = END if is_appended else cursor + count
         return count
 
     @contextlib.contextmanager
@@ -516,7 +520,7 @@ class TensorBlob(Rows):
         snapshot = self._table.snapshot if self._writer is None else self._writer.snapshot
         reference = RowsReference(self.filename, self._store.uuid, snapshot.history, snapshot.first_row, snapshot.rows)
         io = "pread" if self._io == "pread" else None
-        return _reopen, (tuple(reference), self._cursor, io, self._max_cached_blocks)
+        return _reopen, (tuple(reference), min(self._cursor, snapshot.rows), io, self._max_cached_blocks)
 
 
 def _reopen(

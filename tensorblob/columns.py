@@ -174,14 +174,15 @@ class MappedColumn(ColumnRows):
         layout = self._shared
         if layout.unmapped or layout.table is None:
             return None
-        if self._committed[:2] != (first_row, stop_row):
+        committed = self._committed  # once: a thread with another state may put its own there
+        if committed[0] != first_row or committed[1] != stop_row:
             base = layout.table_row
-            self._committed = first_row, stop_row, layout.table[first_row - base : stop_row - base]
+            committed = self._committed = first_row, stop_row, layout.table[first_row - base : stop_row - base]
         try:
             if out is None:
-                return self._finish(torch.index_select(self._committed[2], 0, positions))
+                return self._finish(torch.index_select(committed[2], 0, positions))
             target = out.view(self._carrier) if self._is_carried else out
-            torch.index_select(self._committed[2], 0, positions, out=target)
+            torch.index_select(committed[2], 0, positions, out=target)
         except IndexError:
             return None
         return out

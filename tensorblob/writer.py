@@ -278,28 +278,31 @@ class Writer:
             self.flush()
             self._blocks.unlink_dead()
         finally:
-            self._leave()
+            with self._sync_lock, self._lock:  # other threads may be writing, up to here
+                self._leave()
 
     def _leave(self) -> None:
         self._is_due = True
-        if hasattr(self, "_blocks"):
-            self._blocks.close()
-        if self._manifest is not None:
-            self._manifest.close()
-            self._manifest = None
-        if self._producer_fd >= 0:
-            if not hasattr(self, "_blocks") or not self._blocks.has_dead:  # else the next writer sweeps
-                with contextlib.suppress(OSError):
-                    for name in (self.producer, f".{self.producer}"):
-                        files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
-            os.close(self._producer_fd)
-            self._producer_fd = -1
-        if self._writer_lock is not None:
-            files.unlock_writer(self._writer_lock)
-            self._writer_lock = None
-        if self.dir_fd >= 0:
-            os.close(self.dir_fd)
-            self.dir_fd = -1
+        with contextlib.ExitStack() as steps:  # from the last to the first, each whatever the ones before raise
+            if self.dir_fd >= 0:
+                steps.callback(os.close, self.dir_fd)
+            if self._writer_lock is not None:
+                steps.callback(files.unlock_writer, self._writer_lock)
+            if self._producer_fd >= 0:
+                steps.callback(os.close, self._producer_fd)
+                if not hasattr(self, "_blocks") or not self._blocks.has_dead:  # else the next writer sweeps
+                    steps.callback(self._unannounce)
+            if self._manifest is not None:
+                steps.callback(self._manifest.close)
+            if hasattr(self, "_blocks"):
+                steps.callback(self._blocks.close)
+            self._manifest = self._writer_lock = None
+        self._producer_fd = self.dir_fd = -1
+
+    def _unannounce(self) -> None:
+        with contextlib.suppress(OSError):
+            for name in (self.producer, f".{self.producer}"):
+                files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         if getattr(self, "_manifest", None) is not None and self._forks == forks.count:
