@@ -58,6 +58,8 @@ class Blocks:
         """By column: the blocks that may be named, and the generation in which each began to be (0: before this
         writer).
         """
+        self.unlinked = 0
+        """How many files were removed so far."""
         self._dead: list[tuple[int, int, str]] = []
         """Blocks to unlink: (first, last generation in which it was live, path)."""
 
@@ -260,6 +262,7 @@ class Blocks:
             files.unlink(path, dir_fd=self._dir_fd, missing_ok=True)
         except OSError:
             return False
+        self.unlinked += 1
         return True
 
     @property

@@ -489,10 +489,12 @@ class Writer:
         """On a full disk: free what garbage takes up, and return whether that was anything, so that it helps to try
         again.
         """
-        if self._staged is not None or not self._dead_nbytes:
+        if self._staged is not None:
             return False
+        before = self._blocks.unlinked
         self.reclaim(at_least_nbytes=1)
-        return not self._dead_nbytes
+        self._blocks.unlink_dead()  # what a reader had pinned the last time
+        return self._blocks.unlinked > before
 
     def settings(self, *, retention: Retention | None, metadata: dict[str, Any] | None) -> None:
         """Commit new settings of the blob, where they differ from what it has."""
@@ -734,7 +736,6 @@ class Writer:
             old.ring_doorbell(generation)
             old.close()
             self._flushed_offset = manifest.offset
-            self._count_sealed()
             if self._staged is None:
                 self._blocks.keep_created()
                 self._blocks.forget_poisoned()
@@ -745,6 +746,7 @@ class Writer:
                 manifest.is_broken = self._is_due = True
                 raise
             self._blocks.begin_generation(generation, snapshot, self.pending)
+            self._count_sealed()  # last: until all of it is buried, garbage counts, and is seen to at the latest by close
 
     def _healed(self, snapshot: Snapshot) -> tuple[Column, ...]:
         """The columns, with the rows of poisoned blocks in new files: a file whose sync failed is never trusted
