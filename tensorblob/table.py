@@ -339,7 +339,7 @@ def _as_indices(indices: Any) -> torch.Tensor:
     except RuntimeError as error:  # what torch says of None, of slices and the like
         raise TypeError(f"Batch index must be a sequence of integers: {error}") from None
     if tensor.numel() and tensor.dtype not in _INTEGERS:
-        if isinstance(indices, torch.Tensor):
+        if hasattr(indices, "dtype"):
             got = f"dtype {indices.dtype}"
         else:
             got = f"elements of type {type(indices[0]).__name__!r}"
