@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 
@@ -339,7 +340,7 @@ def _as_indices(indices: Any) -> torch.Tensor:
     except RuntimeError as error:  # what torch says of None, of slices and the like
         raise TypeError(f"Batch index must be a sequence of integers: {error}") from None
     if tensor.numel() and tensor.dtype not in _INTEGERS:
-        if hasattr(indices, "dtype"):
+        if isinstance(indices, torch.Tensor) or np.ndim(indices) == 0:
             got = f"dtype {indices.dtype}"
         else:
             got = f"elements of type {type(indices[0]).__name__!r}"
