@@ -73,7 +73,7 @@ class Batches:
                 "Writes need exactly the schema fields; "
                 f"missing: {sorted(names - found.keys())!r}, unexpected: {sorted(found.keys() - names)!r}"
             )
-        is_row = all(np.shape(found[field.name]) == field.shape for field in self._fields)
+        is_row = all(_shape_of(found[field.name]) == field.shape for field in self._fields)
         arrays = [_as_column(found[field.name], field, may_be_row=is_row) for field in self._fields]
         counts = {field.name: len(array) for field, array in zip(self._fields, arrays, strict=True)}
         if len(set(counts.values())) != 1:
@@ -91,6 +91,13 @@ def _leaves(rows: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{name}.")
         else:
             yield name, value
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    try:
+        return tuple(np.shape(value))
+    except RuntimeError:  # a nested tensor has none
+        return None
 
 
 def _as_column(value: Any, field: Field, *, may_flatten: bool = False, may_be_row: bool = False) -> npt.NDArray[Any]:

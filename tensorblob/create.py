@@ -23,7 +23,8 @@ from tensorblob.manifest import Manifest
 from tensorblob.schema import Schema
 from tensorblob.snapshot import Column, Snapshot, Vector, checkpoint
 
-_TOP_LEVEL = frozenset({"schema.json", "writer.lock", "commit.lock", "blocks", "producers", "cursors"})
+_DIRECTORIES = frozenset({"blocks", "producers", "cursors"})
+_TOP_LEVEL = frozenset({"schema.json", "writer.lock", "commit.lock"}) | _DIRECTORIES
 
 
 def create(
@@ -175,11 +176,14 @@ def _foreign(dir_fd: int) -> list[str]:
     """What lies in a blob's directory and is not of a blob: paths relative to it."""
 
     def found_in(directory: str, is_ours: Callable[[str], bool]) -> Iterator[str]:
+        """What is in a directory of the blob and not a file of ours."""
         try:
             names = files.list_directory(directory, dir_fd=dir_fd)
         except FileNotFoundError:
             return
-        yield from (os.path.join(directory, name) for name in names if not is_ours(name))
+        for path, name in ((os.path.join(directory, name), name) for name in names):
+            if not is_ours(name) or (name not in _DIRECTORIES and files.is_directory(path, dir_fd=dir_fd)):
+                yield path
 
     def is_top_level(name: str) -> bool:
         return name in _TOP_LEVEL or manifest_generation(name.removeprefix(".")) is not None
@@ -188,7 +192,7 @@ def _foreign(dir_fd: int) -> list[str]:
     foreign += found_in("producers", lambda name: is_producer(name.removeprefix(".")))
     foreign += found_in("cursors", lambda name: name.endswith(".json"))
     for directory in found_in("blocks", lambda _: False):
-        if os.path.isdir(files.path_of(dir_fd, directory)):
+        if files.is_directory(directory, dir_fd=dir_fd):
             foreign += found_in(directory, is_block_id)
         else:
             foreign.append(directory)

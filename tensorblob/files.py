@@ -15,6 +15,7 @@ import fcntl
 import os
 import shutil
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -130,6 +131,13 @@ def exists(path: str, *, dir_fd: int | None = None) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def is_directory(path: str, *, dir_fd: int | None = None) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

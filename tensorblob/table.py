@@ -337,7 +337,7 @@ def _as_indices(indices: Any) -> torch.Tensor:
         return indices
     try:
         tensor = torch.as_tensor(indices, device="cpu")
-    except RuntimeError as error:  # what torch says of None, of slices and the like
+    except (RuntimeError, ValueError) as error:  # what torch says of None, of slices, of strings
         raise TypeError(f"Batch index must be a sequence of integers: {error}") from None
     if tensor.numel() and tensor.dtype not in _INTEGERS:
         if isinstance(indices, torch.Tensor) or np.ndim(indices) == 0:
