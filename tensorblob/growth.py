@@ -72,11 +72,13 @@ class _Writing:
         self._arguments = fd, data, len(data), offset
         self._error: BaseException | None = None
         self._is_done = False
-        self._done = _thread.allocate_lock()
+        self._begun, self._done = _thread.allocate_lock(), _thread.allocate_lock()
+        self._begun.acquire()
         self._done.acquire()
 
     def _run(self) -> None:
         try:
+            self._begun.release()
             files.write_at(*self._arguments)
         except BaseException as error:
             self._error = error
@@ -87,6 +89,7 @@ class _Writing:
     def __enter__(self) -> None:
         try:
             _thread.start_new_thread(self._run, ())  # one call, of which is known whether it has happened
+            self._begun.acquire()  # it has the interpreter's lock until it writes; we would keep it for the checksum
         except RuntimeError:  # no thread to be had: one after the other, then
             self._run()
         except BaseException:  # a signal, right after it
