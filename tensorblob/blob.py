@@ -23,7 +23,7 @@ import torch
 
 from tensorblob import create, files, operations
 from tensorblob.batch import Batches
-from tensorblob.edit import Metadata, Note, Retention
+from tensorblob.edit import Metadata, Note, Op, Retention
 from tensorblob.errors import BlobClosed, BlobReplaced, NotReadable, NotWritable, OutcomeUnknown, SchemaConflict
 from tensorblob.memory import max_map_count
 from tensorblob.operations import Source
@@ -61,6 +61,7 @@ class TensorBlob(Rows):
         max_bytes: int | None = None,
         metadata: dict[str, Any] | None = None,
         timeout_s: float = 0.0,
+        shared: bool = False,
     ) -> TensorBlob:
         """Open the blob at `filename` (a directory; `~` is expanded).
 
@@ -81,6 +82,7 @@ class TensorBlob(Rows):
             max_rows, max_bytes: with each commit drop the oldest rows beyond this. Remembered by the blob.
             metadata: a JSON dict, kept with the blob. Replaces the one of an existing blob that is opened for writing.
             timeout_s: how long to wait for another writer, in seconds.
+            shared: in mode `a` or `a+`, be one of several writers, in any processes, that take turns.
 
         Raises:
             FileNotFoundError, NotABlob, UnsupportedFormat, Corrupt: there is no such blob, or it cannot be read.
@@ -101,6 +103,10 @@ class TensorBlob(Rows):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}!")
         if io not in (None, "map", "pread"):
             raise ValueError(f"io must be 'map', 'pread' or None, got {io!r}")
+        if shared and mode[0] != "a":
+            raise ValueError(
+                f"Only modes 'a' and 'a+' can be shared, got {mode!r}: rows may be appended by others meanwhile"
+            )
         check_durability(durability, flush_every_s)
         metadata = check_metadata(metadata)
         retention = Retention(max_rows, max_bytes)
@@ -126,7 +132,15 @@ class TensorBlob(Rows):
         except BaseException:
             os.close(dir_fd)
             raise
-        writer = Writer(path, dir_fd, store, durability=durability, flush_every_s=flush_every_s, timeout_s=timeout_s)
+        writer = Writer(
+            path,
+            dir_fd,
+            store,
+            durability=durability,
+            flush_every_s=flush_every_s,
+            timeout_s=timeout_s,
+            shared=shared,
+        )
         try:
             if not is_new:
                 writer.settings(retention=None if retention == Retention(None, None) else retention, metadata=metadata)
@@ -300,9 +314,9 @@ class TensorBlob(Rows):
         return found
 
     def refresh(self) -> bool:
-        """Step to the newest snapshot; return whether it moved. Of a writer, always False: it is at the newest."""
+        """Step to the newest snapshot; return whether it moved. Of a sole writer, always False: it is at the newest."""
         self._check_open()
-        return self._reader is not None and self._reader.refresh()
+        return self._reader.refresh() if self._reader is not None else self._check_writable().refresh()
 
     # -- the cursor ---------------------------------------------------------------------------------------------------
 
@@ -386,11 +400,14 @@ class TensorBlob(Rows):
         pos = None if pos is None else operator.index(pos)
         if pos is not None and pos < 0:
             raise ValueError(f"Truncate position must be non-negative, got {pos}!")
-        position = self.seek(pos if pos is not None else self.tell())
-        row = self.snapshot.first_row + position
-        writer.change(lambda snapshot, _: operations.truncate(snapshot, row))
+        row = self.snapshot.first_row + self.tell()
+
+        def cut(snapshot: Snapshot, _: object) -> list[Op]:
+            return operations.truncate(snapshot, row if pos is None else snapshot.first_row + pos)
+
+        writer.change(cut)
         writer.reclaim()
-        return self.tell()
+        return self.seek(pos) if pos is not None else self.tell()
 
     def trim(self, before_row: int) -> int:
         """Drop the rows with ids below `before_row`; return the new `first_row`. Row ids and history stay."""
@@ -536,6 +553,29 @@ def _reopen(
         raise
     blob._cursor = cursor
     return blob
+
+
+def append_to(
+    path: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype | None = None,
+    shape: int | tuple[int, ...] | None = None,
+    schema: Mapping[Any, Any] | None = None,
+    block_rows: int | Mapping[str, int] | None = None,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+    metadata: dict[str, Any] | None = None,
+    **options: Any,
+) -> TensorBlob:
+    """Open a blob in mode "a", as `TensorBlob.open`; a missing one is created if the arguments say what it holds."""
+    where = _path_of(path)
+    if _is_absent(where):
+        asked = _asked_schema(dtype, shape, schema, block_rows, None, max_rows, max_bytes)
+        if asked is not None:
+            create.create(where, asked, metadata=check_metadata(metadata), retention=Retention(max_rows, max_bytes))
+    options |= {"dtype": dtype, "shape": shape, "schema": schema, "block_rows": block_rows}
+    options |= {"max_rows": max_rows, "max_bytes": max_bytes, "metadata": metadata}
+    return TensorBlob.open(where, "a", **options)
 
 
 def _path_of(filename: str | os.PathLike[str]) -> str:

@@ -11,6 +11,7 @@ This class decides nothing: the writer says when to sync, what is committed, and
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,7 @@ class Blocks:
         self._fields = store.schema.fields
         self._producer = producer
         self.generation = generation
-        self._made = 0
+        self._ids = itertools.count(1)
         self.open: dict[str, BlockFile] = {}
         self._created: list[BlockFile] = []
         self._adopted: dict[str, None] = {}
@@ -65,10 +66,12 @@ class Blocks:
 
     # -- creating -----------------------------------------------------------------------------------------------------
 
+    def _new_id(self, number: int) -> tuple[str, str]:
+        id = f"{self._producer}-{next(self._ids)}"
+        return id, block_path(self._fields[number], id)
+
     def _next_path(self, number: int) -> tuple[str, str]:
-        self._made += 1
-        id = f"{self._producer}-{self._made}"
-        path = block_path(self._fields[number], id)
+        id, path = self._new_id(number)
         self._births[number][id] = self.generation
         with self._names_lock:
             self._new_names.setdefault(os.path.dirname(path), set()).add(id)
@@ -83,6 +86,32 @@ class Blocks:
         block = self.open[id] = BlockFile(id, path, fd, self._fields[number].block_rows)
         self._created.append(block)
         return block
+
+    def stage(self, number: int) -> BlockFile:
+        """Create a block that stays outside of all this until it is taken."""
+        id, path = self._new_id(number)
+        fd = files.create_file(path, dir_fd=self._dir_fd)
+        return BlockFile(id, path, fd, self._fields[number].block_rows)
+
+    def take_staged(self, blocks: Iterable[BlockFile]) -> None:
+        """Staged blocks are about to be named by an edit; what is not synced of them yet has to be."""
+        for block in blocks:
+            with self._names_lock:
+                self._new_names.setdefault(os.path.dirname(block.path), set()).add(block.id)
+            if block.is_dirty:
+                self._adopted[block.path] = None
+
+    def drop_staged(self, block: BlockFile) -> None:
+        """Remove a staged block, also one that was about to be named. If that fails, it is tried again later."""
+        self._adopted.pop(block.path, None)
+        with self._names_lock:
+            self._new_names.get(os.path.dirname(block.path), set()).discard(block.id)
+        if not self._unlinked(block.path):
+            self.bury(1, 0, block.path)
+
+    def keep_staged(self, number: int, blocks: Iterable[BlockFile]) -> None:
+        """Staged blocks are named by now: from here on they are as any others."""
+        self._births[number].update((block.id, self.generation) for block in blocks)
 
     def _close_full(self) -> None:
         """Spend no descriptors on full blocks: what is not synced of them is synced by path."""
@@ -175,8 +204,12 @@ class Blocks:
                 os.close(fd)
         for path in dirty.adopted:
             if self._adopted.pop(path, path) is None:
-                with self._poisoning({os.path.basename(path)}):
-                    self._sync_path(path)
+                fd = self._open_named(path)
+                try:
+                    with self._poisoning({os.path.basename(path)}):
+                        files.sync_file(fd, path)
+                finally:
+                    os.close(fd)
         for directory in dirty.directories:
             with self._names_lock:
                 names = self._new_names.pop(directory, set())
@@ -191,16 +224,12 @@ class Blocks:
             self.poisoned |= ids
             raise
 
-    def _sync_path(self, path: str) -> None:
+    def _open_named(self, path: str) -> int:
         try:
-            fd = files.open_file(path, dir_fd=self._dir_fd)
+            return files.open_file(path, dir_fd=self._dir_fd)
         except FileNotFoundError as error:
             full = files.path_of(self._dir_fd, path)
             raise Corrupt("A block with committed rows is missing", path=full) from error
-        try:
-            files.sync_file(fd, path)
-        finally:
-            os.close(fd)
 
     @property
     def may_close(self) -> bool:
@@ -221,9 +250,11 @@ class Blocks:
                 block.close()
         self.poisoned.clear()
 
-    def close(self) -> None:
+    def close(self, *, is_shared: bool = False) -> None:
+        """Close the files. Space that was reserved ahead is given back, unless peers may be growing them."""
         for block in self.open.values():
-            files.release_allocation(block.fd)
+            if not is_shared:
+                files.release_allocation(block.fd)
             block.close()
         self.open.clear()
 
@@ -269,6 +300,55 @@ class Blocks:
     def has_dead(self) -> bool:
         """Some garbage could not be removed yet."""
         return bool(self._dead)
+
+    # -- peers --------------------------------------------------------------------------------------------------------
+
+    def learn(self, before: Snapshot, after: Snapshot, *, is_durable: bool) -> None:
+        """Peers have committed what lies between two snapshots: note their blocks, go on in those that grow, and have
+        what they wrote synced with the next sync, unless they have done so.
+        """
+        for number, (field, old, new) in enumerate(zip(self._fields, before.columns, after.columns, strict=True)):
+            if new is old:
+                continue
+            known, named = old.blocks(), new.blocks()
+            changed = [id for id, length in named.items() if known.get(id) != length]
+            for id in changed:
+                path = block_path(field, id)
+                self._births[number].setdefault(id, self.generation)
+                if not is_durable:
+                    self._note_dirty(id, path)
+            for block in (new.tail, new.patch):
+                if block is not None and block.id not in self.open and block.rows < block.capacity_rows:
+                    self.go_on_in(number, block)
+
+    def _note_dirty(self, id: str, path: str) -> None:
+        if (block := self.open.get(id)) is not None:
+            block.is_dirty = True
+        else:
+            self._adopted[path] = None
+            with self._names_lock:
+                self._new_names.setdefault(os.path.dirname(path), set()).add(id)
+
+    def follow_generation(self, generation: int, snapshot: Snapshot) -> None:
+        """A peer began `generation`, and buried what it does not name: let go of that."""
+        self.generation = generation
+        for number, births in enumerate(self._births):
+            named = snapshot.columns[number].blocks()
+            for id in [id for id in births if id not in named]:
+                if id.startswith(f"{self._producer}-"):  # the peer may be gone before it can remove it
+                    self.bury(births[id], generation - 1, block_path(self._fields[number], id))
+                del births[id]
+                if (block := self.open.pop(id, None)) is not None:
+                    block.close()
+                self.poisoned.discard(id)
+        for block in self.open.values():
+            block.is_dirty = False
+        self._adopted.clear()
+        self._new_names.clear()
+
+    def is_known(self, id: str) -> bool:
+        """True if some column may name the block."""
+        return any(id in births for births in self._births)
 
     def names(self, number: int, id: str) -> bool:
         """True if `id` is a block of this writer's snapshot or making."""

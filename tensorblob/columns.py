@@ -30,6 +30,7 @@ from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
 from tensorblob.snapshot import Column
 
 REFUSED_CACHE_BLOCKS = 16
+_NOTHING = -1, -1, torch.empty(0, device="cpu")
 
 
 class ColumnRows(ABC):
@@ -93,7 +94,7 @@ class MappedColumn(ColumnRows):
         self._dir_fd = dir_fd
         self._shared = shared if shared is not None else Layout(field, dir_fd, column, private=False)
         self._private = private
-        self._committed: tuple[int, int, torch.Tensor] = (-1, -1, torch.empty(0, device="cpu"))
+        self._committed: tuple[int, int, torch.Tensor] = _NOTHING
 
     @cached_property
     def _unmapped(self) -> ColumnRows:
@@ -103,7 +104,16 @@ class MappedColumn(ColumnRows):
     def follow(self, column: Column) -> MappedColumn:
         private = self._private and self._private.follow(self.column, column)
         shared = self._shared.follow(self.column, column)
-        return MappedColumn(self.field, self._dir_fd, column, shared, private)
+        made = MappedColumn.__new__(MappedColumn)  # who follows waits for this: nothing is worked out twice
+        made.field, made._dtype, made._carrier, made._is_carried = (
+            self.field,
+            self._dtype,
+            self._carrier,
+            self._is_carried,
+        )
+        made.column, made._dir_fd, made._shared, made._private = column, self._dir_fd, shared, private
+        made._committed = _NOTHING
+        return made
 
     def row(self, row: int) -> torch.Tensor:
         layout = self._shared

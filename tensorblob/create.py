@@ -190,7 +190,7 @@ def _foreign(dir_fd: int) -> list[str]:
 
     foreign = [os.path.basename(path) for path in found_in(".", is_top_level)]
     foreign += found_in("producers", lambda name: is_producer(name.removeprefix(".")))
-    foreign += found_in("cursors", lambda name: name.endswith(".json"))
+    foreign += found_in("cursors", lambda name: name.endswith((".json", ".lock")))
     for directory in found_in("blocks", lambda _: False):
         if files.is_directory(directory, dir_fd=dir_fd):
             foreign += found_in(directory, is_block_id)

@@ -134,6 +134,21 @@ class Note(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     value: dict[str, Any]
 
 
+class Key(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True, tag="key"):
+    """The append number `sequence` of the producer `key` is rows `start` to `stop`: asked for again, it is not repeated."""
+
+    key: str
+    sequence: int
+    start: int
+    stop: int
+
+
+class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="finish"):
+    """The stream ends at `row`: who follows need not wait for more. Rows appended later take it back."""
+
+    row: int
+
+
 class Retention(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="retention"):
     """Each commit trims the blob to at most so many rows or bytes of rows; None is no limit."""
 
@@ -148,6 +163,21 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 Op: TypeAlias = (
-    Block | Tail | Patch | Grow | Splice | Trim | Cut | State | Durable | Session | Metadata | Note | Retention | Moved
+    Block
+    | Tail
+    | Patch
+    | Grow
+    | Splice
+    | Trim
+    | Cut
+    | State
+    | Durable
+    | Session
+    | Metadata
+    | Note
+    | Key
+    | Finish
+    | Retention
+    | Moved
 )
 Edit: TypeAlias = tuple[Op, ...]

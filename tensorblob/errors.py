@@ -91,7 +91,14 @@ class OutcomeUnknown(SyncFailed):
 
 
 class HistoryRewritten(BlobError, LookupError):
-    """Rows that this position or pickle depends on were cut by a truncation or by recovery."""
+    """Rows that this position or pickle depends on were cut by a truncation or by recovery.
+
+    `row` is the first row id that may be another now, where that is known.
+    """
+
+    def __init__(self, message: str, *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class RowsTrimmed(BlobError, IndexError):
@@ -104,6 +111,26 @@ class RowsTrimmed(BlobError, IndexError):
 
 class BlobReplaced(BlobError, OSError):
     """The path no longer leads to the blob that this handle opened; open it again."""
+
+
+class StreamFinished(BlobError, EOFError):
+    """The writer said that the stream ends, before what was waited for."""
+
+
+class WriterDied(BlobError, OSError):
+    """The writer went without closing the blob. What it committed is there; no more comes until another one opens it."""
+
+
+class ConsumerDied(BlobError, OSError):
+    """A consumer that the writer waits for went without closing its cursor. `name` is the cursor's."""
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class CursorBusy(BlobError, TimeoutError):
+    """Another consumer holds the cursor."""
 
 
 class SeamError(BlobError, ValueError):

@@ -17,7 +17,8 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -32,6 +33,8 @@ if sys.platform not in ("linux", "darwin"):
     raise ImportError(f"tensorblob needs Linux or macOS (flock, mmap with MAP_FIXED); this is {sys.platform!r}")
 
 COPY_NBYTES = 8 << 20
+READ_NBYTES = 16 << 10
+_IOV_MAX = 1024
 _FALLOC_FL_KEEP_SIZE = 1
 _FICLONE = 0x40049409
 
@@ -67,6 +70,10 @@ def explained(what: str) -> Iterator[None]:
 def open_directory(path: str, *, dir_fd: int | None = None) -> int:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if dir_fd is not None else 0)
     return os.open(path, flags, dir_fd=dir_fd)
+
+
+def close(fd: int) -> None:
+    os.close(fd)
 
 
 def make_directory(path: str, *, dir_fd: int | None = None) -> None:
@@ -160,6 +167,14 @@ def read_at(fd: int, nbytes: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
+def read_on(fd: int, offset: int) -> bytes:
+    """Return what lies from `offset` to the end of the file; one call if that is little."""
+    data = os.pread(fd, READ_NBYTES, offset)
+    if len(data) < READ_NBYTES:
+        return data
+    return data + read_at(fd, size_of(fd) - offset - len(data), offset + len(data))
+
+
 def read_into(fd: int, buffer: Any, offset: int) -> int:
     """Fill `buffer` from `offset`; return how many bytes there were."""
     view = memoryview(buffer).cast("B")
@@ -200,6 +215,22 @@ def open_for_append(path: str, *, dir_fd: int | None = None) -> int:
         return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
 
 
+def open_or_create(path: str, *, dir_fd: int | None = None) -> int:
+    """Open a file for reading and writing; it is made, empty, if it is not there."""
+    with explained(f"Cannot open {path!r} for writing"):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+
+
+def replace_file(path: str, data: bytes, *, dir_fd: int | None = None) -> None:
+    """Make `path` hold `data`, at once and durably: it is written aside, and renamed there."""
+    directory, name = os.path.split(path)
+    aside = os.path.join(directory, f".{name}")
+    unlink(aside, dir_fd=dir_fd, missing_ok=True)
+    write_new_file(aside, data, dir_fd=dir_fd)
+    rename(aside, path, dir_fd=dir_fd)
+    sync_directory(directory, dir_fd=dir_fd)
+
+
 def write_at(fd: int, data: Buffer, nbytes: int, offset: int) -> None:
     """Write all `nbytes` of `data` at `offset`; raises `DiskFull` or the `OSError`, with some prefix
     perhaps written.
@@ -210,6 +241,22 @@ def write_at(fd: int, data: Buffer, nbytes: int, offset: int) -> None:
             view = memoryview(data).cast("B")
             while done < nbytes:
                 done += os.pwrite(fd, view[done:], offset + done)
+    except OSError as error:
+        _fail(error, "Cannot write")
+
+
+def write_parts_at(fd: int, parts: Sequence[Buffer], nbytes: int, offset: int) -> None:
+    """As `write_at`, of several buffers one after the other, by as few calls as the system allows."""
+    try:
+        left = [memoryview(part).cast("B") for part in parts if len(memoryview(part).cast("B"))]
+        while left:
+            done = os.pwritev(fd, left[:_IOV_MAX], offset)
+            offset, nbytes = offset + done, nbytes - done
+            while left and done >= len(left[0]):
+                done -= len(left.pop(0))
+            if done:
+                left[0] = left[0][done:]
+        assert nbytes == 0, "all of it was written"
     except OSError as error:
         _fail(error, "Cannot write")
 
@@ -326,9 +373,33 @@ def try_lock(fd: int, *, shared: bool) -> bool:
     return True
 
 
+def try_lock_soon(fd: int) -> bool:
+    """Take an exclusive flock, unless somebody keeps it: who only looks whether it is taken holds it for an instant."""
+    for _ in range(20):
+        if try_lock(fd, shared=False):
+            return True
+        time.sleep(0.002)
+    return False
+
+
 def lock(fd: int) -> None:
     """Take an exclusive flock on an open file or directory, waiting for it; for a few calls' time only."""
     fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def unlock(fd: int) -> None:
+    """Let go of a flock."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def locked(fd: int) -> Iterator[None]:
+    """Hold an exclusive flock on an open file; for a few calls' time only."""
+    lock(fd)
+    try:
+        yield
+    finally:
+        unlock(fd)
 
 
 class _Holder(msgspec.Struct):
@@ -348,7 +419,7 @@ def lock_writer(path: str, timeout_s: float) -> FileLock:
     except Timeout:
         try:
             holder = msgspec.json.decode(read_file(path).rstrip(b"\0"), type=_Holder)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             raise WriterBusy(f"Another writer holds {path!r}; pass timeout_s to wait for it") from None
         raise WriterBusy(
             f"Process {holder.pid} on {holder.host} is writing ({path!r} is locked); pass timeout_s to wait for it",
@@ -363,6 +434,21 @@ def lock_writer(path: str, timeout_s: float) -> FileLock:
         finally:
             os.close(fd)
     return lock
+
+
+def share_writer_lock(path: str, timeout_s: float) -> int:
+    """Take the lock shared, as one of several writers; return the descriptor that holds it until it is closed.
+
+    Raises `WriterBusy` if a sole writer keeps it for `timeout_s` seconds.
+    """
+    fd = open_for_append(path)
+    deadline = time.monotonic() + timeout_s
+    while not try_lock(fd, shared=True):
+        if time.monotonic() >= deadline:
+            os.close(fd)
+            raise WriterBusy(f"A sole writer holds {path!r}; let it open the blob with shared=True, too")
+        time.sleep(0.01)
+    return fd
 
 
 def unlock_writer(lock: FileLock) -> None:

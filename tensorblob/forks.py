@@ -6,12 +6,22 @@ it held would never be free. So everything that our locks guard is published in 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Owner(Protocol):
+    """Something that holds files which a forked child must not keep open: their locks would outlive it."""
+
+    def close_in_child(self) -> None: ...
+
+
+_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 count = 0
 """How many forks lie between this process and the one that imported us first: it differs in a child."""
 
@@ -30,11 +40,19 @@ def rlock() -> Any:
     return made
 
 
+def own(owner: Owner) -> None:
+    """Have `owner.close_in_child()` called in forked children, for as long as it lives."""
+    _owners.add(owner)
+
+
 def _after_fork_in_child() -> None:
     global count
     count += 1
     for held in list(_locks):
         held._at_fork_reinit()  # as threading and logging do it
+    for owner in list(_owners):
+        with contextlib.suppress(OSError):
+            owner.close_in_child()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

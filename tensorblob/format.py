@@ -72,6 +72,11 @@ retention. An operation is an array, its name first:
         beyond `row` go.
     ["note", start, stop, object]       user metadata of the commit that brought these rows
     ["metadata", object]                user metadata of the blob, replaced
+    ["key", key, sequence, start, stop]
+        The producer `key` calls these rows its append number `sequence`. Of each key the last one counts; writers remember
+        the 1024 keys that were used last, in the order of their last use.
+    ["finish", row]
+        The stream ends here, at the last row. It does not any more once the blob ends elsewhere, or was cut.
     ["retention", max_rows, max_bytes]  what each commit trims to; null is no limit
     ["session", producer, boot_id, device, inode, pid, host]
         A writer begins: where it runs, and the device and inode of the manifest it appends to.
@@ -81,7 +86,7 @@ retention. An operation is an array, its name first:
         The log goes on in that generation, which was in place before this was written. Only a doorbell.
 
 After each edit all columns end at the same row: the blob's rows are first_row to there. An edit counts as a commit if it
-holds grow, tail, splice, trim, cut, note or metadata, and no state.
+holds grow, tail, splice, trim, cut, note, metadata or finish, and no state.
 
 The first record of a generation is a checkpoint: applied to nothing, it gives the whole state. It names no bytes that were
 not synced before it got its name, so it is as good as a durable mark.

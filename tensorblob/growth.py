@@ -53,8 +53,9 @@ class BlockFile:
 
 
 Array: TypeAlias = npt.NDArray[Any]
-Rows: TypeAlias = Array | bytes
-"""Rows of one field as an array of its carrier dtype, or as the bytes of one."""
+Part: TypeAlias = Array | bytes
+Rows: TypeAlias = Part | list[Part]
+"""Rows of one field as an array of its carrier dtype, as the bytes of one, or in parts of both kinds."""
 
 
 def as_bytes(rows: Array) -> npt.NDArray[np.uint8]:
@@ -139,6 +140,8 @@ class Growth:
         """`rows` as an array of shape (count, *field.shape)."""
         if isinstance(rows, bytes):
             return np.frombuffer(rows, self._dtype).reshape(-1, *self.field.shape)
+        if isinstance(rows, list):
+            return np.concatenate([self.as_array(part) for part in rows])
         return rows
 
     # -- writing bytes --------------------------------------------------------------------------------------------
@@ -149,6 +152,8 @@ class Growth:
         if tail is None or (stop := tail.rows + count) > tail.capacity_rows:
             return None
         nbytes, offset = count * self.row_nbytes, tail.rows * self.row_nbytes
+        if isinstance(rows, list):
+            return self._grow_parts(tail, rows, nbytes, offset, stop)
         if nbytes > SMALL_NBYTES or offset + nbytes > tail.allocated:
             self._write(tail, self.as_array(rows), count)
             return stop, tail.crc32c
@@ -158,6 +163,19 @@ class Growth:
         files.write_at(tail.fd, data, nbytes, offset)
         tail.rows, tail.crc32c = stop, crc
         tail.is_dirty = True  # after the write: a sync that began before it does not count
+        return stop, crc
+
+    def _grow_parts(self, tail: BlockFile, rows: list[Part], nbytes: int, offset: int, stop: int) -> tuple[int, int]:
+        """Place what several appends brought by one `pwritev`."""
+        if offset + nbytes > tail.allocated:
+            self._allocate(tail, offset, nbytes)
+        parts = [part if isinstance(part, bytes) else as_bytes(part) for part in rows]
+        crc = tail.crc32c
+        for part in parts:
+            crc = crc32c(crc, part)
+        files.write_parts_at(tail.fd, parts, nbytes, offset)
+        tail.rows, tail.crc32c = stop, crc
+        tail.is_dirty = True
         return stop, crc
 
     def _write(self, block: BlockFile, rows: Array, count: int) -> None:

@@ -85,6 +85,7 @@ class Log:
         pin, seed = Pin(fd), log_seed(self._store.uuid, generation)
         is_over = found.is_cut or (found.is_torn and not found.is_same_boot)
         self.pin, self.generation, self._seed, self._is_over = pin, generation, seed, is_over
+        self._name, self._next_name = manifest_name(generation), manifest_name(generation + 1)
         self.offset, self.snapshot = found.stop, found.snapshot
 
     def _is_superseded(self, generation: int) -> bool:
@@ -97,20 +98,18 @@ class Log:
         """
         before = self.snapshot
         is_damaged = self._read_on()
-        if self._is_superseded(self.generation):
+        if files.exists(self._next_name, dir_fd=self._dir_fd):
             self._open_newest()
         elif is_damaged:
-            path = files.path_of(self._dir_fd, manifest_name(self.generation))
+            path = files.path_of(self._dir_fd, self._name)
             raise Corrupt("The manifest is damaged", path=path, offset=self.offset)
         return self.snapshot is not before
 
     def _read_on(self) -> bool:
         """Fold the valid records that follow; return whether something follows them that cannot be half a record."""
-        size = files.size_of(self.pin.fd)
-        if size <= self.offset or self._is_over:
+        if self._is_over or not (data := files.read_on(self.pin.fd, self.offset)):
             return False
-        data = files.read_at(self.pin.fd, size - self.offset, self.offset)
-        start, name = self.offset, manifest_name(self.generation)
+        start, name = self.offset, self._name
         for record in decode_log(data, self._seed, self.offset, name):
             snapshot = apply(self.snapshot, record.edit, name, self.offset)
             self.snapshot, self.offset = snapshot, record.stop  # at once, for a fork or an interrupt in between
@@ -187,6 +186,28 @@ class Manifest:
                 raise
         self.edits += len(edit)
 
+    def is_superseded(self) -> bool:
+        """True if another writer has begun the next generation, or more: we hold no pin, so ours may be gone by then, and
+        the next one too.
+        """
+        following, ours = manifest_name(self.generation + 1), manifest_name(self.generation)
+        return files.exists(following, dir_fd=self._dir_fd) or not files.exists(ours, dir_fd=self._dir_fd)
+
+    def has_grown(self) -> bool:
+        """True if another writer has appended here since `offset`."""
+        return files.size_of(self.fd) > self.offset
+
+    def read_on(self, snapshot: Snapshot) -> tuple[bool, Snapshot]:
+        """Go behind what other writers have appended; return whether all of it is whole, and `snapshot` with it."""
+        size = files.size_of(self.fd)
+        data = files.read_at(self.fd, size - self.offset, self.offset)
+        name = manifest_name(self.generation)
+        for record in decode_log(data, self._seed, self.offset, name):
+            snapshot = apply(snapshot, record.edit, name, self.offset)
+            self.offset = record.stop
+            self.edits += len(record.edit)
+        return self.offset == size, snapshot
+
     def folded(self, snapshot: Snapshot, offset: int) -> Snapshot:
         """Return `snapshot`, which is that of `offset`, with what was appended since."""
         data = files.read_at(self.fd, self.offset - offset, offset)
@@ -227,7 +248,10 @@ def remove_superseded(dir_fd: int, current: int) -> list[int]:
         if generation >= current:
             break
         name = manifest_name(generation)
-        fd = files.open_file(name, dir_fd=dir_fd)
+        try:
+            fd = files.open_file(name, dir_fd=dir_fd)
+        except FileNotFoundError:
+            continue
         try:
             if not files.try_lock(fd, shared=False):
                 pinned.append(generation)

@@ -170,6 +170,11 @@ class Reader:
         return self.table.snapshot
 
     @property
+    def log_fd(self) -> int:
+        """The manifest that commits are appended to now, for a doorbell."""
+        return self._log.pin.fd
+
+    @property
     def closed(self) -> bool:
         return not self._closer.alive
 

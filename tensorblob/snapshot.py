@@ -21,7 +21,9 @@ from tensorblob.edit import (
     Cut,
     Durable,
     Edit,
+    Finish,
     Grow,
+    Key,
     Metadata,
     Moved,
     Note,
@@ -38,6 +40,7 @@ from tensorblob.edit import (
 
 T = TypeVar("T")
 MAX_CUTS = 1000
+MAX_KEYS = 1024
 
 
 class Vector(Generic[T]):
@@ -319,6 +322,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     commits: int = 0
     metadata: dict[str, Any] | None = None
     notes: Vector[Note] = msgspec.field(default_factory=Vector)
+    keys: dict[str, Key] = msgspec.field(default_factory=dict)
+    """By producer key its last append, the key that was used last at the end. Never changed in place."""
+    finish_row: int | None = None
     retention: Retention = Retention(None, None)
     session: Session | None = None
 
@@ -328,6 +334,11 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     def __len__(self) -> int:
         return self.rows - self.first_row
+
+    @property
+    def is_finished(self) -> bool:
+        """The stream ends here: the writer said so, and nothing was appended since."""
+        return self.finish_row == self.rows
 
     def cut_after(self, history: int) -> int | None:
         """The lowest row that was cut since `history` was current, or None: rows below it are still what they were."""
@@ -369,6 +380,8 @@ class Snapshot(msgspec.Struct, frozen=True):
             self.commits + commits,
             self.metadata,
             self.notes,
+            self.keys,
+            self.finish_row,
             self.retention,
             self.session,
         )
@@ -427,8 +440,17 @@ class _Draft:
                 value["cuts"] = _with_cut(value["cuts"], history, row)
                 value["durable_rows"] = min(value["durable_rows"], row)
                 value["notes"] = Vector(note for note in value["notes"] if note.stop <= row)
+                value["keys"] = {name: key for name, key in value["keys"].items() if key.stop <= row}
+                value["finish_row"] = None
             case Note():
                 value["notes"] = value["notes"].appended(op)
+            case Key(name):
+                keys = {other: key for other, key in value["keys"].items() if other != name}
+                while len(keys) >= MAX_KEYS:
+                    del keys[next(iter(keys))]
+                value["keys"] = keys | {name: op}
+            case Finish(row):
+                value["finish_row"] = row
             case Metadata(metadata):
                 value["metadata"] = metadata
             case Retention():
@@ -470,7 +492,7 @@ def _with_lost(lost: tuple[tuple[int, int], ...], before: int, after: int) -> tu
     return (*lost, (before, after))
 
 
-_COMMITS = frozenset({Grow, Tail, Splice, Trim, Cut, Note, Metadata})
+_COMMITS = frozenset({Grow, Tail, Splice, Trim, Cut, Note, Metadata, Finish})
 
 
 def checkpoint(snapshot: Snapshot) -> Edit:
@@ -488,6 +510,9 @@ def checkpoint(snapshot: Snapshot) -> Edit:
     if snapshot.metadata is not None:
         ops.append(Metadata(snapshot.metadata))
     ops += snapshot.notes
+    ops += snapshot.keys.values()
+    if snapshot.finish_row is not None:
+        ops.append(Finish(snapshot.finish_row))
     if snapshot.retention != Retention(None, None):
         ops.append(snapshot.retention)
     return tuple(ops)

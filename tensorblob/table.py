@@ -24,7 +24,9 @@ from tensorblob.memory import ReservationRefused, max_map_count
 from tensorblob.schema import Field, Schema
 from tensorblob.snapshot import Column, Snapshot
 
-Batch: TypeAlias = torch.Tensor | TensorDictBase
+Batch: TypeAlias = Any
+"""A `torch.Tensor`, or a `TensorDict` from a blob of several fields: which one, the blob knows and a type checker cannot."""
+
 State: TypeAlias = tuple[Snapshot, tuple[ColumnRows, ...], object]
 """A snapshot, the readers of its columns, and what keeps its blocks from being unlinked while someone reads."""
 
@@ -129,6 +131,10 @@ class Rows:
         if not numbers:
             raise ValueError("select needs at least one field")
         return Selection(self, numbers)
+
+    def held(self) -> Rows:
+        """The rows as they are now: the same whatever a refresh moves meanwhile."""
+        return _Held(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """All rows as a numpy array, for a blob of plain tensors of a dtype that numpy has (it is always a copy)."""
@@ -285,6 +291,17 @@ class Rows:
             for number in self._numbers
         ]
         return leaves[0] if self._single is not None else self._assemble(leaves, [high - low])
+
+
+class _Held(Rows):
+    """Rows of one state."""
+
+    def __init__(self, rows: Rows) -> None:
+        super().__init__(rows._schema, rows._numbers, rows._wrap)
+        self._held = rows._state()
+
+    def _state(self) -> State:
+        return self._held
 
 
 class Selection(Rows):

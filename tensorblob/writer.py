@@ -45,10 +45,12 @@ from tensorblob.format import (
     log_seed,
     manifest_name,
 )
-from tensorblob.growth import Growth, Rows
+from tensorblob.growth import BlockFile, Growth, Rows
 from tensorblob.manifest import MAX_EDITS, Manifest, generations, remove_superseded, session
+from tensorblob.presence import Identity, is_dead, present
 from tensorblob.replay import Replay
 from tensorblob.snapshot import Column, Snapshot, checkpoint
+from tensorblob.turns import Trouble, Turns
 
 RECLAIM_NBYTES = 64 << 20
 SPANS_PER_EDIT = 4096
@@ -72,6 +74,7 @@ class _Superseded(SyncFailed):
 class Writer:
     """The open writing end of a blob. Any number of threads may use it, one change at a time.
 
+    shared: be one of several writers, which take turns (see `turns`); all have one durability.
     path, dir_fd, store: an existing blob; `dir_fd` is the writer's from now on. durability: "process" (survives kill -9) or
     "power" (every commit is synced before it is acknowledged). flush_every_s: at "process", make commits durable this
     often. timeout_s: how long to wait for another writer. Raises `WriterBusy`, `ReadOnlyStore`, `Corrupt` or
@@ -87,11 +90,17 @@ class Writer:
         durability: str = "process",
         flush_every_s: float | None = None,
         timeout_s: float = 0.0,
+        shared: bool = False,
     ) -> None:
         self.path, self.dir_fd, self.store = path, dir_fd, store
-        self._is_power = durability == "power"
+        self.keep_from: Callable[[int], int] | None = None
+        """Given the first row that retention would keep, the one to keep: its user may know who still needs some."""
+        self._durability, self._is_power = durability, durability == "power"
         self._row_nbytes = store.schema.row_nbytes
-        self._lock = forks.rlock()
+        self._state_lock = forks.rlock()
+        self.turns: Turns | None = None
+        """How this writer and its peers in other processes take turns; None for a sole writer."""
+        self._lock: Any = self._state_lock
         self._sync_lock = forks.rlock()
         self._forks = forks.count
         self._manifest: Manifest | None = None
@@ -105,6 +114,8 @@ class Writer:
         self._ungrown = 0
         self._marked_rows = -1
         """The durable rows of the last mark among those commits, or -1."""
+        self.own_commits = 0
+        """Steps with every change of this writer that is committed, also where the change raises after that."""
         self._known_offset = -1
         """The end of the manifest as far as this object has taken note of it (see `_catch_up`)."""
         self._dead_nbytes = 0
@@ -115,10 +126,16 @@ class Writer:
         """Something has to be done before the next change: see `_prepare`."""
         self._flusher: Flusher | None = None
         self._writer_lock: FileLock | None = None
+        self._shared_fd = -1
         try:
             check_durability(durability, flush_every_s)
-            self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
-            self._enter()
+            if shared:
+                self._shared_fd = files.share_writer_lock(os.path.join(path, "writer.lock"), timeout_s)
+                self._lock = self.turns = Turns(dir_fd, self._join)
+            else:
+                self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
+            with self._lock:
+                self._enter()
         except BaseException:
             self._leave()
             raise
@@ -132,6 +149,12 @@ class Writer:
         held, now = os.fstat(self.dir_fd), os.stat(self.path)
         if (held.st_dev, held.st_ino) != (now.st_dev, now.st_ino):
             raise FileNotFoundError(f"Blob not found: {self.path!r} was replaced while it was opened")
+        for peer in present(self.dir_fd) if self.turns is not None else ():
+            if peer.durability != self._durability:
+                raise ValueError(
+                    f"Writers that share a blob have one durability: process {peer.pid} on {peer.host} has "
+                    f"{peer.durability!r}, asked for {self._durability!r}"
+                )
         self._manifest, found = Manifest.open(self.dir_fd, self.store)
         self.producer = secrets.token_hex(5)
         self._announce()
@@ -155,6 +178,46 @@ class Writer:
         self._settled()
         self._sweep()
 
+    def _join(self) -> None:
+        """At the beginning of a turn: take note of what peers have committed since the last one."""
+        manifest = self._manifest
+        if manifest is None:
+            return
+        if manifest.is_superseded():
+            self._follow_generation()
+        elif manifest.has_grown():
+            before = self.snapshot
+            is_whole, after = manifest.read_on(before)
+            self._blocks.learn(before, after, is_durable=self._is_power)
+            self._take(before, after)
+            self._settled()  # where they stopped, we go on
+            manifest.is_broken |= not is_whole  # a peer died in the middle of a record
+        assert self.turns is not None
+        trouble = self.turns.trouble()
+        if trouble is not None and trouble.generation == self._current.generation:
+            self._blocks.poisoned |= {id for id in trouble.poisoned if self._blocks.is_known(id)}
+            self._current.is_broken = True
+        self._notice_due()
+
+    def _follow_generation(self) -> None:
+        """A peer has begun a generation: go on in it."""
+        manifest, found = Manifest.open(self.dir_fd, self.store)
+        old, before = self._current, self.snapshot
+        self._blocks.learn(before, found.snapshot, is_durable=True)  # beginning a generation is a flush
+        self._blocks.follow_generation(manifest.generation, found.snapshot)
+        self._manifest, self._snapshot, self._known_offset = manifest, found.snapshot, manifest.offset
+        old.close()
+        manifest.is_broken = found.is_torn
+        self._flushed_offset = manifest.offset if found.is_flushed else -1
+        self._count_sealed()
+        self._settled()
+
+    def _report_trouble(self) -> None:
+        """Within a turn: let peers know that a sync failed."""
+        if self.turns is not None:
+            with contextlib.suppress(OSError):
+                self.turns.report(Trouble(self._current.generation, tuple(sorted(self._blocks.poisoned))))
+
     def _count_sealed(self) -> None:
         """Begin to count garbage: a new generation has removed what it could (at opening, it has not yet)."""
         columns = self._snapshot.columns
@@ -171,10 +234,21 @@ class Writer:
         self._producer_fd = files.create_file(aside, dir_fd=self.dir_fd)
         if not files.try_lock(self._producer_fd, shared=False):
             raise AssertionError("nobody else has the name")
-        text = msgspec.json.encode({"pid": os.getpid(), "host": socket.gethostname()})
-        with contextlib.suppress(OSError):  # it only says who we are: a full disk must not keep us from trimming
-            files.write_at(self._producer_fd, text, len(text), 0)
+        self.introduce(Identity(os.getpid(), socket.gethostname(), durability=self._durability))
         files.rename(aside, f"producers/{self.producer}", dir_fd=self.dir_fd)
+        forks.own(self)
+
+    def wait_for(self, consumers: tuple[str, ...], max_lag_rows: int) -> None:
+        """Say that this writer waits while one of these consumers is so many rows behind."""
+        who = Identity(os.getpid(), socket.gethostname(), consumers, max_lag_rows, self._durability)
+        self.introduce(who)
+
+    def introduce(self, who: Identity) -> None:
+        """Say in our producers/ file who we are. It only informs: a full disk must not keep us from trimming."""
+        text = msgspec.json.encode(who)
+        with contextlib.suppress(OSError):
+            text = text.ljust(files.size_of(self._producer_fd))  # over all of what it said before
+            files.write_at(self._producer_fd, text, len(text), 0)
 
     def _go_on(self, found: Replay) -> None:
         """Go on in blocks that may grow further: same boot, and nothing was cut.
@@ -233,19 +307,13 @@ class Writer:
                 files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
 
     def _is_dead(self, producer: str) -> bool:
-        if producer == self.producer:
-            return False
-        try:
-            fd = files.open_file(f"producers/{producer}", dir_fd=self.dir_fd)
-        except FileNotFoundError:
-            return True
-        try:
-            return files.try_lock(fd, shared=True)
-        finally:
-            os.close(fd)
+        return producer != self.producer and is_dead(self.dir_fd, producer)
 
     def _names_in(self, generation: int) -> set[str]:
-        data = files.read_file(manifest_name(generation), dir_fd=self.dir_fd)
+        try:
+            data = files.read_file(manifest_name(generation), dir_fd=self.dir_fd)
+        except FileNotFoundError:
+            return set()
         return {
             op.id
             for record in decode_log(data, log_seed(self.store.uuid, generation), 0)
@@ -276,7 +344,8 @@ class Writer:
                 self._dead_nbytes += 1  # a short log is quick to open
             self.reclaim(at_least_nbytes=1)
             self.flush()
-            self._blocks.unlink_dead()
+            with self._lock:
+                self._blocks.unlink_dead()
         finally:
             with self._sync_lock, self._lock:  # other threads may be writing, up to here
                 self._leave()
@@ -288,21 +357,37 @@ class Writer:
                 steps.callback(os.close, self.dir_fd)
             if self._writer_lock is not None:
                 steps.callback(files.unlock_writer, self._writer_lock)
+            if self._shared_fd >= 0:
+                steps.callback(os.close, self._shared_fd)
+            if self.turns is not None:
+                steps.callback(self.turns.close)
             if self._producer_fd >= 0:
                 steps.callback(os.close, self._producer_fd)
-                if not hasattr(self, "_blocks") or not self._blocks.has_dead:  # else the next writer sweeps
-                    steps.callback(self._unannounce)
+                steps.callback(self._unannounce)
             if self._manifest is not None:
                 steps.callback(self._manifest.close)
             if hasattr(self, "_blocks"):
-                steps.callback(self._blocks.close)
+                steps.callback(self._blocks.close, is_shared=self.turns is not None)
             self._manifest = self._writer_lock = None
-        self._producer_fd = self.dir_fd = -1
+        self._producer_fd = self._shared_fd = self.dir_fd = -1
+
+    def close_in_child(self) -> None:
+        """In a forked child: who we are is told by the parent's descriptors alone."""
+        for fd in (self._producer_fd, self._shared_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._producer_fd = self._shared_fd = -1
+        if self.turns is not None:
+            self.turns.close()
 
     def _unannounce(self) -> None:
+        name, hidden = f"producers/{self.producer}", f"producers/.{self.producer}"
         with contextlib.suppress(OSError):
-            for name in (self.producer, f".{self.producer}"):
-                files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
+            if hasattr(self, "_blocks") and self._blocks.has_dead:
+                files.rename(name, hidden, dir_fd=self.dir_fd)  # we left, and the next writer has something to sweep
+                return
+            for path in (name, hidden):
+                files.unlink(path, dir_fd=self.dir_fd, missing_ok=True)
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         if getattr(self, "_manifest", None) is not None and self._forks == forks.count:
@@ -335,13 +420,18 @@ class Writer:
     def snapshot(self) -> Snapshot:
         """What is committed."""
         if self._ungrown:
-            with self._lock:
+            with self._state_lock:
                 if self._grown is not None:
                     grown = self._snapshot.grown(self._grown, self._ungrown)
                     if self._marked_rows > grown.durable_rows:
                         grown = msgspec.structs.replace(grown, durable_rows=self._marked_rows)
                     self._snapshot, self._grown, self._ungrown, self._marked_rows = grown, None, 0, -1
         return self._snapshot
+
+    @property
+    def is_due(self) -> bool:
+        """The next change will take longer: it begins with a new generation."""
+        return self._is_due
 
     @property
     def pending(self) -> Snapshot:
@@ -390,10 +480,52 @@ class Writer:
                     yield
                     return
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """A turn that may hold several changes: nothing of a peer comes in between."""
+        with self._sync_lock, self._lock:
+            yield
+
+    def try_turn(self) -> bool:
+        """Begin a turn if that can be had now; `end_turn` ends it."""
+        assert self.turns is not None
+        if not self._sync_lock.acquire(blocking=False):  # first, as everywhere
+            return False
+        try:
+            has_turn = self.turns.try_enter()
+        except BaseException:
+            self._sync_lock.release()
+            raise
+        if not has_turn:
+            self._sync_lock.release()
+        return has_turn
+
+    def end_turn(self) -> None:
+        assert self.turns is not None
+        self.turns.__exit__(None, None, None)
+        self._sync_lock.release()
+
+    def refresh(self) -> bool:
+        """Take note of what peers have committed; return whether there was something. A sole writer has none."""
+        before = self.snapshot
+        if self.turns is not None:
+            with self._lock:
+                pass
+        return self.snapshot is not before
+
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    def append(self, columns: Sequence[Rows], count: int, metadata: dict[str, Any] | None = None) -> None:
-        """Append `count` rows: one array per field, as `batch` makes them."""
+    def append(
+        self,
+        columns: Sequence[Rows],
+        count: int,
+        metadata: dict[str, Any] | None = None,
+        more: Callable[[Snapshot], list[Op]] | None = None,
+    ) -> int:
+        """Append `count` rows, given as `batch` makes them, and return the row id of the first.
+
+        `more(snapshot)` are operations to commit with them, given what is there before.
+        """
         while True:
             if self._is_due or self._forks != forks.count:
                 self._prepare()
@@ -401,40 +533,56 @@ class Writer:
                 with self._lock:
                     if not self._is_due:
                         try:
-                            return self._append(columns, count, metadata)
+                            return self._append(columns, count, metadata, more)
                         except _Superseded:
                             self._is_due = True
             except DiskFull:
                 if not self._has_freed():
                     raise
 
-    def _append(self, columns: Sequence[Rows], count: int, metadata: dict[str, Any] | None) -> None:
+    def _append(
+        self,
+        columns: Sequence[Rows],
+        count: int,
+        metadata: dict[str, Any] | None,
+        more: Callable[[Snapshot], list[Op]] | None,
+    ) -> int:
         try:
             if self._growth is not None:
                 tails: Tails | None = None if (tail := self._growth.grow(columns[0], count)) is None else (tail,)
             else:
                 tails = self._grow(columns, count)
             if tails is not None:
-                if self._is_plain and metadata is None:  # the common case: nothing but the tails changes
+                if (
+                    self._is_plain and metadata is None and more is None
+                ):  # the common case: nothing but the tails changes
                     manifest = self._manifest
                     assert manifest is not None
                     if self._is_power or manifest.is_broken:
                         self._make_appendable(manifest)
                     manifest.append((Grow(tails),))  # the commit point
-                    self._grown = tails
-                    self._ungrown += 1
-                    self.stop_row += count
-                    self._known_offset = manifest.offset  # no call since the first of these: no interrupt comes between
+                    if self.turns is None:
+                        self._grown = tails
+                        self._ungrown += 1
+                        self.stop_row += count
+                        self._known_offset = manifest.offset  # no call since the first: no interrupt comes between
+                    else:  # who reads the snapshot has not the turn, so it is always whole
+                        grown = self._snapshot.grown(tails)
+                        self._snapshot, self._known_offset, self.stop_row = grown, manifest.offset, grown.rows
                     if self._is_power:
                         self._acknowledge_grown(manifest)
                     if manifest.edits >= MAX_EDITS or manifest.is_broken:
                         self._is_due = True
-                    return
+                    return self.stop_row - count
                 ops: list[Op] = [Grow(tails)]
             else:
                 self._restore()
                 ops = self._append_ops(columns)
+            start = self.stop_row
+            if more is not None:
+                ops += more(self.pending)
             self._stage(ops, metadata)
+            return start
         except BaseException:
             self._is_due = True  # if another interrupt comes now, the next change has to restore
             self._restore()
@@ -456,7 +604,11 @@ class Writer:
                 errno.EIO, "A sync failed while this change was under way; nothing was committed, try again"
             )
         if self._is_power:
-            self._blocks.sync_all()
+            try:
+                self._blocks.sync_all()
+            except SyncFailed:
+                self._report_trouble()
+                raise
 
     def _append_ops(self, columns: Sequence[Rows]) -> list[Op]:
         """Place rows at the end, in new blocks where they are needed; return the operations."""
@@ -493,7 +645,8 @@ class Writer:
             return False
         before = self._blocks.unlinked
         self.reclaim(at_least_nbytes=1)
-        self._blocks.unlink_dead()  # what a reader had pinned the last time
+        with self._lock:
+            self._blocks.unlink_dead()  # what a reader had pinned the last time
         return self._blocks.unlinked > before
 
     def settings(self, *, retention: Retention | None, metadata: dict[str, Any] | None) -> None:
@@ -565,6 +718,7 @@ class Writer:
         manifest = self._manifest
         if manifest is not None and manifest.offset != self._known_offset:
             before = self.snapshot
+            self.own_commits += 1
             self._take(before, manifest.folded(before, self._known_offset))
 
     def _take(self, before: Snapshot, after: Snapshot) -> None:
@@ -586,6 +740,8 @@ class Writer:
         before, manifest = self.snapshot, self._current
         if self._is_retained or any(isinstance(op, Retention) for op in ops):
             first_row = _retained_from(after, self._row_nbytes)
+            if self.keep_from is not None and first_row > after.first_row:
+                first_row = self.keep_from(first_row)
             if first_row > after.first_row:
                 ops, after = [*ops, Trim(first_row)], after.trimmed(first_row)
         assert len({column.stop for column in after.columns}) == 1, "all columns or none"
@@ -593,6 +749,7 @@ class Writer:
         self._make_appendable(manifest)
         manifest.append(tuple(ops))  # the commit point
         self._take(before, after)
+        self.own_commits += 1
         if self._is_power:
             self._acknowledge()
 
@@ -629,7 +786,11 @@ class Writer:
             self._close_sealed()
         with contextlib.suppress(OSError):
             manifest.append((Durable(manifest.offset, self.stop_row),))
-            self._marked_rows, self._known_offset = self.stop_row, manifest.offset
+            if self.turns is None:
+                self._marked_rows, self._known_offset = self.stop_row, manifest.offset
+            else:
+                marked = msgspec.structs.replace(self._snapshot, durable_rows=self.stop_row)
+                self._snapshot, self._known_offset = marked, manifest.offset
             self._flushed_offset = manifest.offset
 
     def _sync_manifest(self, manifest: Manifest) -> None:
@@ -637,6 +798,7 @@ class Writer:
             manifest.sync()
         except SyncFailed as error:
             manifest.is_broken = self._is_due = True
+            self._report_trouble()
             raise OutcomeUnknown(
                 error.errno,
                 f"The commit up to row {self.stop_row} is visible, but may not be durable: {error.strerror}",
@@ -681,9 +843,13 @@ class Writer:
             try:
                 self._blocks.sync(dirty)
                 manifest.sync()
-            except BaseException:
+            except BaseException as error:
                 with self._lock:  # not under the feet of a commit: it has looked already
+                    if isinstance(error, Corrupt) and manifest is not self._manifest:
+                        return  # a peer has begun a generation, which was a flush, and removed what it does not need
                     manifest.is_broken = self._is_due = True
+                    if manifest is self._manifest:
+                        self._report_trouble()
                 raise
             with self._lock:
                 self._mark(manifest, offset, synced)
@@ -765,6 +931,36 @@ class Writer:
                 column = column.renamed(id, block.id)
             columns.append(column)
         return tuple(columns)
+
+    # -- staging: blocks that nobody names yet ----------------------------------------------------------------------------
+
+    def stage_block(self, number: int) -> BlockFile:
+        """Create a block of this producer's that no edit names; no turn is needed."""
+        return self._blocks.stage(number)
+
+    def sync_staged(self, blocks: Sequence[BlockFile]) -> None:
+        """Make staged blocks durable. Raises `SyncFailed`: then they have to be dropped."""
+        for block in blocks:
+            if block.is_dirty:
+                block.is_dirty = False
+                files.sync_file(block.fd, block.path)
+
+    def take_staged(self, blocks: Sequence[BlockFile]) -> None:
+        """The change under way names these blocks."""
+        self._blocks.take_staged(blocks)
+
+    def keep_staged(self, number: int, blocks: Sequence[BlockFile]) -> None:
+        """These blocks of a column were committed."""
+        self._blocks.keep_staged(number, blocks)
+        for block in blocks:
+            block.close()
+
+    def drop_staged(self, blocks: Sequence[BlockFile]) -> None:
+        """Remove staged blocks that no edit will name."""
+        for block in blocks:
+            block.close()
+            assert not self._blocks.is_known(block.id), "what is committed is not staged any more"
+            self._blocks.drop_staged(block)
 
     def adopt_file(self, number: int, source: str, source_dir_fd: int) -> str:
         """Take a block file of another blob over, for the change under way; return its id here."""

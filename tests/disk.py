@@ -133,6 +133,9 @@ class Disk:
         found = os.fstat(fd)
         return self._name(os.readlink(f"/proc/self/fd/{fd}"), None), {"inode": found.st_ino, "size": found.st_size}
 
+    def pwritev(self, fd: int, parts: list[Any], offset: int) -> int:
+        return self.pwrite(fd, b"".join(bytes(part) for part in parts), offset)
+
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         path, known = self.on_fd(fd)
         content = bytes(memoryview(data).cast("B"))
@@ -191,6 +194,9 @@ class _Os:
 
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
         return self._disk.pwrite(fd, data, offset)
+
+    def pwritev(self, fd: int, parts: list[Any], offset: int) -> int:
+        return self._disk.pwritev(fd, parts, offset)
 
     def fsync(self, fd: int) -> None:
         self._disk.fsync(fd)

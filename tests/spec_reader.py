@@ -112,7 +112,7 @@ def read_blob(path: Path) -> tuple[int, dict[str, np.ndarray[Any, Any]]]:
                     columns[values[0]].splice(*values[1:])
                 case "trim":
                     (first_row,) = values
-                case "cut" | "note" | "metadata" | "retention" | "session" | "durable" | "moved":
+                case "cut" | "note" | "metadata" | "key" | "finish" | "retention" | "session" | "durable" | "moved":
                     pass
                 case _:
                     raise AssertionError(name)

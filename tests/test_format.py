@@ -66,6 +66,8 @@ GOLDEN: list[tuple[int, int, ops.Edit, bytes]] = [
     (1, 0, (ops.Session("ab", "boot", 1, 2, 3, "host"),), b'6505ae1a [["session","ab","boot",1,2,3,"host"]]\n'),
     (1, 0, (ops.Durable(70, 4),), b'ef441a3b [["durable",70,4]]\n'),
     (1, 0, (ops.Moved(2),), b'eef88e6b [["moved",2]]\n'),
+    (1, 0, (ops.Key("é", 7, 1, 4),), '5b0afc4c [["key","é",7,1,4]]\n'.encode()),
+    (1, 0, (ops.Finish(4),), b'4b86c985 [["finish",4]]\n'),
 ]
 
 
@@ -115,6 +117,8 @@ OPERATIONS = st.one_of(
     st.builds(ops.Note, _count, _count, _object),
     st.builds(ops.Retention, _maybe, _maybe),
     st.builds(ops.Moved, _count),
+    st.builds(ops.Key, st.text(), _count, _count, _count),
+    st.builds(ops.Finish, _count),
 )
 EDITS = st.lists(st.lists(OPERATIONS, max_size=4).map(tuple), max_size=5)
 

@@ -24,7 +24,9 @@ from tensorblob.edit import (
     Cut,
     Durable,
     Edit,
+    Finish,
     Grow,
+    Key,
     Metadata,
     Moved,
     Note,
@@ -39,7 +41,7 @@ from tensorblob.edit import (
     Trim,
 )
 from tensorblob.format import decode_log, log_seed
-from tensorblob.snapshot import MAX_CUTS, Column, Snapshot, Vector, checkpoint
+from tensorblob.snapshot import MAX_CUTS, MAX_KEYS, Column, Snapshot, Vector, checkpoint
 
 # ---- the persistent list
 
@@ -143,6 +145,8 @@ class Model:
     history: int = 0
     cuts: list[tuple[int, int]] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    keys: list[Key] = field(default_factory=list)
+    finish_row: int | None = None
     metadata: dict[str, Any] | None = None
     retention: Retention = field(default_factory=lambda: Retention(None, None))
     session: Session | None = None
@@ -186,6 +190,12 @@ class Model:
                 self.cuts.append((self.history, row))
                 self.durable_rows = min(self.durable_rows, row)
                 self.notes = [note for note in self.notes if note.stop <= row]
+                self.keys = [key for key in self.keys if key.stop <= row]
+                self.finish_row = None
+            case Key():
+                self.keys = [*(key for key in self.keys if key.key != op.key), op][-MAX_KEYS:]
+            case Finish(row):
+                self.finish_row = row
             case Note():
                 self.notes.append(op)
             case Metadata(value):
@@ -205,6 +215,8 @@ def check(snapshot: Snapshot, model: Model) -> None:
     assert snapshot.commits == model.commits
     assert (snapshot.metadata, snapshot.retention, snapshot.session) == (model.metadata, model.retention, model.session)
     assert list(snapshot.notes) == model.notes
+    assert list(snapshot.keys.values()) == model.keys
+    assert snapshot.is_finished == (model.finish_row == model.rows)
     for history in range(model.history + 2):
         assert snapshot.cut_after(history) == min((row for begun, row in model.cuts if begun > history), default=None)
     for column, expected in zip(snapshot.columns, model.columns, strict=True):
@@ -249,7 +261,7 @@ def check_column(column: Column, model: ColumnModel, first_row: int) -> None:
 
 COLUMNS = 2
 CAPACITY = 4
-COMMITS = {Grow, Tail, Splice, Trim, Cut, Note, Metadata}
+COMMITS = {Grow, Tail, Splice, Trim, Cut, Note, Metadata, Finish}
 
 
 class SnapshotMachine(RuleBasedStateMachine):
@@ -376,6 +388,15 @@ class SnapshotMachine(RuleBasedStateMachine):
         rows = version[1].rows
         start = data.draw(st.integers(0, rows))
         return self.apply(version, Note(start, rows, {"n": self.blocks}))
+
+    @rule(target=versions, version=versions, name=st.sampled_from("abc"), sequence=st.integers(0, 3), data=st.data())
+    def key(self, version: Any, name: str, sequence: int, data: st.DataObject) -> Any:
+        rows = version[1].rows
+        return self.apply(version, Key(name, sequence, data.draw(st.integers(0, rows)), rows))
+
+    @rule(target=versions, version=versions)
+    def finish(self, version: Any) -> Any:
+        return self.apply(version, Finish(version[1].rows))
 
     @rule(target=versions, version=versions, data=st.data())
     def say_something_else(self, version: Any, data: st.DataObject) -> Any:

@@ -1,0 +1,75 @@
+"""Who is at work in a blob: every writer holds a flock on a file of its own in producers/ for as long as it lives.
+
+A file that nobody holds was left by a process that died; one that closed has removed it, or hidden it by a dot if there
+is garbage left for the next writer to sweep. Whoever looks takes the lock
+shared for an instant, which is in nobody's way: the owner has had it since before the file got its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import NamedTuple
+
+import msgspec
+
+from tensorblob import files
+from tensorblob.format import is_producer
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What a producer's file says: who it is, and which consumers it waits for once they are more rows behind."""
+
+    pid: int
+    host: str
+    consumers: tuple[str, ...] = ()
+    max_lag_rows: int = sys.maxsize
+    durability: str = "process"
+
+
+class Presence(NamedTuple):
+    """The producers that are at work now, and those that died without leaving."""
+
+    alive: list[str]
+    dead: list[str]
+
+
+def is_dead(dir_fd: int, producer: str) -> bool:
+    """True if nobody holds the file of `producer`, or there is none."""
+    try:
+        return _is_free(dir_fd, producer)
+    except FileNotFoundError:
+        return True
+
+
+def _is_free(dir_fd: int, producer: str) -> bool:
+    fd = files.open_file(f"producers/{producer}", dir_fd=dir_fd)
+    try:
+        return files.try_lock(fd, shared=True)
+    finally:
+        os.close(fd)
+
+
+def presence(dir_fd: int) -> Presence:
+    """Look who is there."""
+    found = Presence([], [])
+    for name in files.list_directory("producers", dir_fd=dir_fd):
+        if is_producer(name):
+            with contextlib.suppress(FileNotFoundError):  # it closed since it was listed
+                (found.dead if _is_free(dir_fd, name) else found.alive).append(name)
+    return found
+
+
+def present(dir_fd: int) -> list[Identity]:
+    """Who is at work, as far as they say."""
+    found = (identity(dir_fd, producer) for producer in presence(dir_fd).alive)
+    return [who for who in found if who is not None]
+
+
+def identity(dir_fd: int, producer: str) -> Identity | None:
+    """Return who a producer is, or None if its file does not say."""
+    try:
+        return msgspec.json.decode(files.read_file(f"producers/{producer}", dir_fd=dir_fd), type=Identity)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
