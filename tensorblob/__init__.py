@@ -1,11 +1,15 @@
 """tensorblob: a crash-safe, growing tensor store that one writer streams into while any number of readers follow it."""
 
+from tensorblob.async_reader import AsyncReader, Sample, open_reader
+from tensorblob.async_writer import AsyncWriter, Statistics, open_writer
 from tensorblob.blob import TensorBlob
 from tensorblob.errors import (
     BlobClosed,
     BlobError,
     BlobReplaced,
+    ConsumerDied,
     Corrupt,
+    CursorBusy,
     DiskFull,
     DTypeMismatch,
     ForkedHandle,
@@ -19,10 +23,15 @@ from tensorblob.errors import (
     SchemaConflict,
     SchemaMismatch,
     SeamError,
+    StreamFinished,
     SyncFailed,
     UnsupportedFormat,
     WriterBusy,
+    WriterDied,
 )
+from tensorblob.follower import Follower
+from tensorblob.limiter import MinSize, Queue, RateLimiter, SampleToInsertRatio
+from tensorblob.producer import Producer, open_producer
 from tensorblob.schema import Field, Schema
 from tensorblob.snapshot import Snapshot
 from tensorblob.table import Selection
@@ -30,29 +39,46 @@ from tensorblob.table import Selection
 __version__ = "0.4.0"
 
 __all__ = [
+    "AsyncReader",
+    "AsyncWriter",
     "BlobClosed",
     "BlobError",
     "BlobReplaced",
+    "ConsumerDied",
     "Corrupt",
+    "CursorBusy",
     "DTypeMismatch",
     "DiskFull",
     "Field",
+    "Follower",
     "ForkedHandle",
     "HistoryRewritten",
+    "MinSize",
     "NotABlob",
     "NotReadable",
     "NotWritable",
     "OutcomeUnknown",
+    "Producer",
+    "Queue",
+    "RateLimiter",
     "ReadOnlyStore",
     "RowsTrimmed",
+    "Sample",
+    "SampleToInsertRatio",
     "Schema",
     "SchemaConflict",
     "SchemaMismatch",
     "SeamError",
     "Selection",
     "Snapshot",
+    "Statistics",
+    "StreamFinished",
     "SyncFailed",
     "TensorBlob",
     "UnsupportedFormat",
     "WriterBusy",
+    "WriterDied",
+    "open_producer",
+    "open_reader",
+    "open_writer",
 ]

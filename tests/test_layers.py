@@ -18,16 +18,24 @@ LAYERS = [
     {"files"},
     {"replay"},
     {"manifest"},
+    {"presence", "turns"},
     {"memory"},
     {"columns"},
     {"table", "growth"},
     {"batch", "blocks", "flusher"},
     {"operations"},
-    {"create", "reader", "writer"},
-    {"blob"},
+    {"create", "doorbell", "reader", "writer"},
+    {"blob", "staging"},
+    {"cursors"},
+    {"flow", "follower", "limiter"},
+    {"async_reader", "async_writer", "producer"},
     {"__init__"},
+    {"cli"},
+    {"__main__"},
 ]
 """From the lowest up. A module may import what is below its layer, and its neighbours if they stand further left."""
+WAITING = {"async_reader", "async_writer", "cli", "flow", "follower", "limiter", "producer"}
+"""The modules that know an event loop."""
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
@@ -170,6 +178,6 @@ def test_files_does_what_others_may_not() -> None:
 
 
 def test_what_waits_for_events_is_not_in_the_engine() -> None:
-    for module in MODULES:
+    for module in set(MODULES) - WAITING:
         assert not {call for call in calls_of(module) if call.split(".")[0] in ("asyncio", "anyio", "trio")}
         assert not [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.AsyncFunctionDef)]

@@ -1,0 +1,684 @@
+"""Writing a blob from tasks: any number of producers, one committer, one commit for all who wait (group commit).
+
+`append` checks its batch, waits for room, and joins those who wait. The committer, one task in the writer's own task
+group, takes all of them, commits them as one edit, and tells each which rows it got. While it is at work the next
+group gathers, so the slower the disk, the larger the groups. Small commits at "process" are done on the event loop
+itself: they cost less than the hop to a thread. Whatever may take long (large batches, all syncs, a new generation)
+happens in a thread of the writer's own limiter, and is never abandoned.
+
+Invariants: a cancelled `append` is wholly committed or wholly absent; a batch is read only until `append` returns or
+raises; what was accepted is committed before the writer closes, however its `async with` block is left.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
+
+from tensorblob.blob import TensorBlob, append_to
+from tensorblob.edit import Finish, Key, Note, Op
+from tensorblob.errors import BlobClosed
+from tensorblob.flow import LagGate, Retainer
+from tensorblob.growth import Part, Rows
+from tensorblob.limiter import RateLimiter
+from tensorblob.snapshot import Snapshot
+from tensorblob.writer import Writer, check_metadata
+
+INLINE_NBYTES = 256 << 10
+"""Groups of at most so many bytes are committed on the event loop, at "process"."""
+COPY_NBYTES = 64 << 10
+"""Batches of at most so many bytes are copied on entry."""
+LATENCIES = 1024
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a writer did so far, and who waits. Latencies are of the last appends, from the call to the commit."""
+
+    rows: int
+    appends: int
+    commits: int
+    mean_appends_per_commit: float
+    max_appends_per_commit: int
+    waiting_producers: int
+    pending_nbytes: int
+    median_latency_s: float
+    p99_latency_s: float
+    dead_consumers: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class _Pending:
+    """One append on its way."""
+
+    columns: list[Sequence[Part]]
+    count: int
+    nbytes: int
+    metadata: dict[str, Any] | None = None
+    key: str | None = None
+    sequence: int = 0
+    finishes: bool = False
+    flushes: bool = False
+    start: int = -1
+    stop: int = -1
+    error: BaseException | None = None
+    began_s: float = 0.0
+    same: _Pending | None = None
+    """Another one of the group with the same key and sequence, which is the one that is committed."""
+    is_counted: bool = False
+    """The limiter has counted it."""
+    is_new: bool = False
+    """It was committed by this writer, now."""
+    is_nobodys: bool = False
+    """Nobody waits for it."""
+    admitted: anyio.Event | None = None
+    """Set when it is let in, if it had to wait for room."""
+    done: anyio.Event | None = None
+    """Set when its group was committed, or was not."""
+
+
+@asynccontextmanager
+async def open_writer(
+    path: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    shape: Any = None,
+    schema: Mapping[Any, Any] | None = None,
+    block_rows: int | Mapping[str, int] | None = None,
+    durability: str = "process",
+    flush_every_s: float | None = None,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+    metadata: dict[str, Any] | None = None,
+    timeout_s: float = 0.0,
+    shared: bool = False,
+    max_pending_bytes: int = 64 << 20,
+    consumers: Sequence[str] = (),
+    max_lag_rows: int | None = None,
+    on_dead_consumer: str = "wait",
+    retain_for: Sequence[str] = (),
+    limiter: RateLimiter | None = None,
+) -> AsyncIterator[AsyncWriter]:
+    """Open the blob at `path` for appending, in an `async with` block; a missing one is created if its schema is given.
+
+    Args:
+        dtype, shape, schema, block_rows, durability, flush_every_s, max_rows, max_bytes, metadata, timeout_s: as of
+            `TensorBlob.open`.
+        shared: be one of several writers of the blob, in any processes: they take turns, one group commit each.
+        max_pending_bytes: producers wait while more than this is accepted and not committed. A larger batch is let in
+            alone.
+        consumers, max_lag_rows: producers wait while one of these cursors is more than so many rows behind.
+        on_dead_consumer: what to do about one that died: "wait" (a warning says so), "raise" `ConsumerDied`, or "drop" it.
+        retain_for: cursors whose rows max_rows and max_bytes do not trim before they are acknowledged.
+        limiter: what `append` has to wait for (see `limiter`).
+
+    Leaving the block commits what was accepted, flushes, and lets the next writer in, also on an exception or a
+    cancellation. Raises as `TensorBlob.open` does, and what a flush at the end raises.
+    """
+    if max_pending_bytes < 1:
+        raise ValueError(f"max_pending_bytes must be positive, got {max_pending_bytes!r}")
+    gate, retainer = LagGate(consumers, max_lag_rows, on_dead_consumer), Retainer(retain_for)
+    blob = await anyio.to_thread.run_sync(
+        lambda: append_to(
+            path,
+            dtype=dtype,
+            shape=shape,
+            schema=schema,
+            block_rows=block_rows,
+            durability=durability,
+            flush_every_s=flush_every_s,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            metadata=metadata,
+            timeout_s=timeout_s,
+            shared=shared,
+        )
+    )
+    try:
+        writer = AsyncWriter(blob, max_pending_bytes, gate, retainer, limiter, is_power=durability == "power")
+    except BaseException:
+        gate.close()
+        blob.close()
+        raise
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(writer._commit_all)
+            try:
+                yield writer
+            finally:
+                writer._is_closing = True
+                gate.stop()
+                writer._bell.set()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:  # of the block: that there is a task group in here is nobody's business
+            raise group.exceptions[0] from None
+        raise
+    finally:
+        with anyio.CancelScope(shield=True):
+            await writer._close()
+
+
+class AsyncWriter:
+    """The writing end of a blob for any number of tasks of one event loop; made by `open_writer`."""
+
+    def __init__(
+        self,
+        blob: TensorBlob,
+        max_pending_nbytes: int,
+        gate: LagGate,
+        retainer: Retainer,
+        limiter: RateLimiter | None,
+        *,
+        is_power: bool,
+    ) -> None:
+        assert blob._writer is not None
+        self.blob = blob
+        self._writer: Writer = blob._writer
+        self._batches = blob._batches
+        self._gate = gate
+        self._gate.watch(self._writer.dir_fd, self._writer)
+        if retainer.names:
+            retainer.dir_fd = self._writer.dir_fd
+            self._writer.keep_from = retainer.keep_from
+        self.limit = None if limiter is None else limiter.open(self._writer.dir_fd, self._writer.producer)
+        self._is_power = is_power
+        self._max_pending_nbytes = max_pending_nbytes
+        self._pending_nbytes = 0
+        self._waiting: list[_Pending] = []
+        """Accepted, and in the next group."""
+        self._outside: deque[_Pending] = deque()
+        """Waiting for room, in the order of their coming."""
+        self._bell = anyio.Event()
+        self._done = anyio.Event()
+        """Set when the group that gathers now is committed."""
+        self._is_closing = self._is_closed = False
+        self._lost: BaseException | None = None
+        """Why a batch of `append_nowait` was not committed, until somebody hears of it."""
+        self._threads = anyio.CapacityLimiter(1)
+        self._appends = self._commits = self._most = 0
+        self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
+
+    # -- producers ----------------------------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        rows: Any,
+        *,
+        metadata: dict[str, Any] | None = None,
+        key: str | None = None,
+        sequence: int | None = None,
+    ) -> range:
+        """Append rows, as `TensorBlob.write` takes them, and return the row ids they got, once they are committed.
+
+        With `key` and `sequence` (which must rise from one append of a key to the next) an append may be repeated
+        after an unknown outcome: it is committed once, and each call returns the same row ids. The last 1024 keys are
+        remembered. `metadata` is kept with the commit.
+
+        Raises as `TensorBlob.write`, and `ConsumerDied`. Cancelled, it is wholly committed or wholly absent.
+        """
+        pending = self._accept(rows, metadata, key, sequence)
+        return await self._place(pending)
+
+    async def _place(self, pending: _Pending) -> range:
+        """Let a batch through all that it may have to wait for, until it is committed."""
+        self._check_open()
+        if self._gate.is_active:
+            await self._gate.wait()
+        if self.limit is not None:
+            await self.limit.wait_to_insert(pending.count, self._check_open)
+            pending.is_counted = True
+        try:
+            self._check_open()
+            await self._enter(pending)
+            await self._finish(pending)
+        finally:
+            self._uncount([pending])
+        return range(pending.start, pending.stop)
+
+    def _uncount(self, group: list[_Pending]) -> None:
+        """Let the limiter know which of these rows were inserted; the others are given back. Once for each."""
+        if self.limit is None:
+            return
+        counted = [pending for pending in group if pending.is_counted]
+        inserted = sum(pending.count for pending in counted if pending.is_new)
+        others = sum(pending.count for pending in counted if not pending.is_new)
+        for pending in counted:
+            pending.is_counted = False
+        if inserted:
+            self.limit.inserted(inserted)
+        if others:
+            self.limit.inserted(-others)
+
+    def append_nowait(
+        self,
+        rows: Any,
+        *,
+        metadata: dict[str, Any] | None = None,
+        key: str | None = None,
+        sequence: int | None = None,
+    ) -> None:
+        """Accept a copy of rows to be appended with the next commit; raises `anyio.WouldBlock` if there is no room.
+
+        If it cannot be committed, the next `flush` or `finish`, or leaving the block, raises what its commit raised.
+        """
+        pending = self._accept(rows, metadata, key, sequence)
+        if self._outside or not self._has_room(pending) or self._gate.would_wait():
+            raise anyio.WouldBlock
+        if self.limit is not None:
+            if not self.limit.try_insert(pending.count):
+                raise anyio.WouldBlock
+            pending.is_counted = True
+        pending.columns = [[part if isinstance(part, bytes) else part.tobytes()] for (part,) in pending.columns]
+        pending.is_nobodys = True
+        self._admit(pending)
+
+    def transaction(self, metadata: dict[str, Any] | None = None) -> Transaction:
+        """Return an `async with` block whose appends become one commit; an exception in it drops them all."""
+        return Transaction(self, check_metadata(metadata))
+
+    def _accept(self, rows: Any, metadata: dict[str, Any] | None, key: str | None, sequence: int | None) -> _Pending:
+        """Check a batch. Small ones are copied here, so that a producer may reuse its buffer at once."""
+        self._check_open()
+        if (key is None) != (sequence is None):
+            raise ValueError("key and sequence go together")
+        columns, count = self._batches.columns(rows)
+        parts: list[Sequence[Part]] = []
+        nbytes = 0
+        for part in columns:
+            assert not isinstance(part, list)
+            size = len(part) if isinstance(part, bytes) else part.nbytes
+            nbytes += size
+            parts.append([part.tobytes() if size <= COPY_NBYTES and not isinstance(part, bytes) else part])
+        pending = _Pending(parts, count, nbytes, began_s=anyio.current_time())
+        if metadata is not None:
+            pending.metadata = check_metadata(metadata)
+        if key is not None and sequence is not None:
+            if not isinstance(key, str) or not key:
+                raise TypeError(f"key must be a non-empty string, got {key!r}")
+            pending.key, pending.sequence = key, int(sequence)
+        return pending
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise BlobClosed("I/O operation on closed blob.")
+
+    def _has_room(self, pending: _Pending) -> bool:
+        return not self._pending_nbytes or self._pending_nbytes + pending.nbytes <= self._max_pending_nbytes
+
+    def _admit(self, pending: _Pending) -> None:
+        self._pending_nbytes += pending.nbytes
+        pending.done = self._done
+        self._waiting.append(pending)
+        if len(self._waiting) == 1:
+            self._bell.set()
+
+    async def _enter(self, pending: _Pending) -> None:
+        """Wait for room, behind those who came before."""
+        if not self._outside and self._has_room(pending):
+            self._admit(pending)
+            return
+        pending.admitted = anyio.Event()
+        self._outside.append(pending)
+        try:
+            await pending.admitted.wait()
+        except BaseException:
+            if pending in self._outside:
+                self._outside.remove(pending)
+            elif pending in self._waiting:  # it was let in, and gives way
+                self._waiting.remove(pending)
+                self._leave_room(pending.nbytes)
+            else:
+                await self._settled(pending)
+            raise
+
+    def _leave_room(self, nbytes: int) -> None:
+        self._pending_nbytes -= nbytes
+        while self._outside and self._has_room(self._outside[0]):
+            pending = self._outside.popleft()
+            self._admit(pending)
+            assert pending.admitted is not None
+            pending.admitted.set()
+
+    async def _finish(self, pending: _Pending) -> None:
+        """Wait until an accepted append is committed, or was not; raises what its commit raised."""
+        try:
+            await self._done_with(pending)
+        except BaseException:
+            if pending in self._waiting:
+                self._waiting.remove(pending)
+                self._leave_room(pending.nbytes)
+            else:
+                await self._settled(pending)
+            raise
+        if pending.error is not None:
+            raise pending.error
+
+    async def _settled(self, pending: _Pending) -> None:
+        """Cancelled while its group is being committed: its rows are read until that is over."""
+        with anyio.CancelScope(shield=True):
+            await self._done_with(pending)
+
+    @staticmethod
+    async def _done_with(pending: _Pending) -> None:
+        while pending.stop < 0 and pending.error is None:
+            assert pending.done is not None
+            await pending.done.wait()
+
+    # -- the committer ------------------------------------------------------------------------------------------------
+
+    async def _commit_all(self) -> None:
+        """Commit groups until the writer closes and nothing is left."""
+        with anyio.CancelScope(shield=True):
+            while True:
+                while not self._waiting:
+                    if self._is_closing and not self._outside:
+                        self._is_closed = True
+                        return
+                    await self._bell.wait()
+                    self._bell = anyio.Event()
+                    if self._is_closing:
+                        self._bell.set()
+                        if not self._waiting and not self._outside:
+                            continue
+                await self._commit_group()
+
+    async def _commit_group(self) -> None:
+        """Take those who wait, and commit them: here if that is quick, else in a thread.
+
+        Where writers share the blob, they are taken once it is our turn: until then they can be withdrawn.
+        """
+        self._group: list[_Pending] = []
+        try:
+            if self._is_quick(self._waiting) and self._commit_inline():
+                await anyio.lowlevel.checkpoint()
+            elif self._writer.turns is None:
+                await anyio.to_thread.run_sync(self._commit, self._take(), limiter=self._threads)
+            else:
+                await anyio.to_thread.run_sync(self._commit_in_turn, limiter=self._threads)
+        except Exception as error:  # no thread to be had, or no turn: nothing of it was committed
+            _fail(self._group or self._take(), error)
+        finally:
+            group = self._group
+            now_s = anyio.current_time()
+            for pending in group:
+                if pending.is_new:
+                    self._latencies_s.append(now_s - pending.began_s)
+                if pending.is_nobodys:
+                    self._lost = self._lost or pending.error
+            self._uncount(group)
+            self._leave_room(sum([pending.nbytes for pending in group]))
+            if group and group[0].done is not None:
+                group[0].done.set()
+
+    def _take(self) -> list[_Pending]:
+        """Take the group that has gathered; the next one begins."""
+        last = next((place for place, pending in enumerate(self._waiting, 1) if pending.finishes), len(self._waiting))
+        self._group, self._waiting = self._waiting[:last], self._waiting[last:]
+        self._done = anyio.Event()
+        for pending in self._waiting:  # what came after the end of a stream is another commit
+            pending.done = self._done
+        return self._group
+
+    def _is_quick(self, group: list[_Pending]) -> bool:
+        """True if committing the group costs less than the hop to a thread."""
+        if self._is_power or self._writer.is_due or sum([pending.nbytes for pending in group]) > INLINE_NBYTES:
+            return False
+        return not any(pending.flushes or pending.finishes for pending in group)
+
+    def _commit_inline(self) -> bool:
+        """Commit the group here, unless that would mean to wait for a peer's turn; return whether it was done."""
+        if self._writer.turns is None:
+            self._commit(self._take())
+            return True
+        if not self._writer.try_turn():
+            return False
+        try:
+            if self._writer.is_due:
+                return False
+            self._commit(self._take())
+            return True
+        finally:
+            self._writer.end_turn()
+
+    def _commit_in_turn(self) -> None:
+        """In a thread: wait for our turn, and commit those who still wait then."""
+        with self._writer.turn():
+            self._commit(anyio.from_thread.run_sync(self._take))
+
+    def _commit(self, group: list[_Pending]) -> None:
+        """Commit a group, and note in each what became of it. Runs here or in a thread; raises interrupts only."""
+        barriers = [pending for pending in group if pending.flushes or pending.finishes]
+        try:
+            self._commit_appends([pending for pending in group if not (pending.flushes or pending.finishes)])
+        except BaseException as error:
+            _fail(group, error)
+            for barrier in barriers:  # a flush covers what is committed; a stream that lacks rows is not finished
+                if barrier.flushes:
+                    barrier.error = None
+            if not isinstance(error, Exception):
+                _fail(barriers, error)
+                raise
+        try:
+            if any(barrier.finishes and barrier.error is None for barrier in barriers):
+                self._writer.change(lambda snapshot, _: [Finish(snapshot.rows)])
+            if any(barrier.flushes for barrier in barriers):
+                self._writer.flush()
+            for barrier in barriers:
+                barrier.start = barrier.stop = self._writer.stop_row
+        except BaseException as error:
+            _fail(barriers, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _commit_appends(self, group: list[_Pending]) -> None:
+        appends = self._without_repeated(group)
+        while appends:
+            try:
+                self._append(appends)
+            except _Repeated:  # by a peer, since we looked
+                appends = self._without_repeated(appends)
+                continue
+            self._commits += 1
+            self._appends += len(appends)
+            self._most = max(self._most, len(appends))
+            break
+        for pending in group:
+            if pending.same is not None:
+                pending.start, pending.stop, pending.error = pending.same.start, pending.same.stop, pending.same.error
+            elif pending.stop < 0 and pending.error is None:  # no rows
+                pending.start = pending.stop = self._writer.stop_row
+
+    def _without_repeated(self, group: list[_Pending]) -> list[_Pending]:
+        """The appends of a group that are not committed yet; the others, by key and sequence, get the rows they had."""
+        appends: list[_Pending] = []
+        repeated: list[tuple[_Pending, Key]] = []
+        known = self._writer.snapshot.keys if any(pending.key is not None for pending in group) else {}
+        first: dict[str, _Pending] = {}
+        for pending in group:
+            if not pending.count and pending.metadata is None:
+                continue
+            if pending.key is None:
+                appends.append(pending)
+                continue
+            done, same = known.get(pending.key), first.get(pending.key)
+            last = same.sequence if same is not None else done.sequence if done is not None else None
+            if last is None or pending.sequence > last:
+                first[pending.key] = pending
+                appends.append(pending)
+            elif same is not None and same.sequence == pending.sequence:
+                pending.same = same
+            elif same is None and done is not None and done.sequence == pending.sequence:
+                repeated.append((pending, done))
+            else:
+                pending.error = ValueError(
+                    f"Append {pending.sequence} of {pending.key!r} comes after append {last}; sequence numbers must rise"
+                )
+        self._repeat(repeated)
+        return appends
+
+    def _repeat(self, repeated: list[tuple[_Pending, Key]]) -> None:
+        """Tell those whose append was committed before where it is; at "power", once that is durable."""
+        try:
+            stop = max((done.stop for _, done in repeated), default=0)
+            if self._is_power and self._writer.snapshot.durable_rows < stop:
+                self._writer.flush()
+        except Exception as error:
+            for pending, _ in repeated:
+                pending.error = error
+            return
+        for pending, done in repeated:
+            pending.start, pending.stop = done.start, done.stop
+
+    def _append(self, appends: list[_Pending]) -> None:
+        """Commit appends as one edit."""
+        count = sum([pending.count for pending in appends])
+        if len(appends) == 1 and all(len(parts) == 1 for parts in appends[0].columns):
+            columns: list[Rows] = [parts[0] for parts in appends[0].columns]
+        else:
+            columns = [
+                _joined([part for pending in appends for part in pending.columns[number]])
+                for number in range(len(appends[0].columns))
+            ]
+        is_plain = all(pending.key is None and pending.metadata is None for pending in appends)
+        start = self._writer.append(columns, count, None, None if is_plain else lambda s: _more(appends, s))
+        for pending in appends:
+            pending.start, pending.stop, pending.is_new = start, start + pending.count, True
+            start = pending.stop
+
+    # -- what else a writer does --------------------------------------------------------------------------------------
+
+    async def _order(self, pending: _Pending) -> None:
+        self._check_open()
+        self._admit(pending)
+        try:
+            await self._finish(pending)
+        except Exception:
+            self._lost = None  # this tells of it
+            raise
+        self._raise_lost()
+
+    async def flush(self) -> None:
+        """Make everything accepted so far durable. Raises `SyncFailed`. Cancelled, it may have happened or not."""
+        await self._order(_Pending([], 0, 0, flushes=True))
+
+    async def finish(self) -> None:
+        """Say that the stream ends here, after everything accepted so far: followers end. A later append takes it back."""
+        await self._order(_Pending([], 0, 0, finishes=True))
+
+    def _raise_lost(self) -> None:
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            raise lost
+
+    def snapshot(self) -> Snapshot:
+        """What is committed."""
+        return self._writer.snapshot
+
+    @property
+    def rows(self) -> int:
+        """The row id after the newest committed row."""
+        return self._writer.stop_row
+
+    def statistics(self) -> Statistics:
+        """What happened so far."""
+        latencies = sorted(self._latencies_s)
+        return Statistics(
+            rows=self._writer.stop_row,
+            appends=self._appends,
+            commits=self._commits,
+            mean_appends_per_commit=self._appends / self._commits if self._commits else math.nan,
+            max_appends_per_commit=self._most,
+            waiting_producers=len(self._outside) + self._gate.waiting,
+            pending_nbytes=self._pending_nbytes,
+            median_latency_s=statistics.median(latencies) if latencies else math.nan,
+            p99_latency_s=latencies[int(0.99 * (len(latencies) - 1))] if latencies else math.nan,
+            dead_consumers=self._gate.dead,
+        )
+
+    async def _close(self) -> None:
+        self._is_closing = True
+        self._gate.close()
+        if self.limit is not None:
+            self.limit.close()
+        await anyio.to_thread.run_sync(self.blob.close, limiter=self._threads)
+        self._raise_lost()
+
+
+def _joined(parts: list[Part]) -> Rows:
+    if all(isinstance(part, bytes) for part in parts):
+        return b"".join(parts)  # type: ignore[arg-type]
+    return parts
+
+
+def _fail(group: list[_Pending], error: BaseException) -> None:
+    for pending in group:
+        if pending.stop < 0 and pending.error is None:
+            pending.error = error
+
+
+class _Repeated(Exception):
+    """An append was committed before."""
+
+
+def _more(appends: list[_Pending], before: Snapshot) -> list[Op]:
+    """The notes and keys that go with appends, which follow `before`. Raises `_Repeated` if it has one of them."""
+    for pending in appends:
+        if pending.key is not None and (done := before.keys.get(pending.key)) is not None:
+            if done.sequence >= pending.sequence:
+                raise _Repeated
+    ops: list[Op] = []
+    start = before.rows
+    for pending in appends:
+        stop = start + pending.count
+        if pending.metadata is not None:
+            ops.append(Note(start, stop, pending.metadata))
+        if pending.key is not None:
+            ops.append(Key(pending.key, pending.sequence, start, stop))
+        start = stop
+    return ops
+
+
+@dataclass(eq=False)
+class Transaction:
+    """Appends that become one commit when the `async with` block is left without an exception."""
+
+    _writer: AsyncWriter
+    _metadata: dict[str, Any] | None
+    _parts: list[_Pending] = field(default_factory=list)
+    rows: range | None = None
+    """The row ids that were committed, after the block."""
+
+    def append(self, rows: Any) -> None:
+        """Take a copy of rows into the transaction. Raises as `AsyncWriter.append` where they do not fit."""
+        pending = self._writer._accept(rows, None, None, None)
+        pending.columns = [[part if isinstance(part, bytes) else part.tobytes()] for (part,) in pending.columns]
+        self._parts.append(pending)
+
+    async def __aenter__(self) -> Transaction:
+        self._writer._check_open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        parts, self._parts = self._parts, []
+        if error is not None or not parts:
+            return
+        columns = [
+            [part for pending in parts for part in pending.columns[number]] for number in range(len(parts[0].columns))
+        ]
+        count, nbytes = sum(p.count for p in parts), sum(p.nbytes for p in parts)
+        whole = _Pending(list(columns), count, nbytes, self._metadata, began_s=anyio.current_time())
+        self.rows = await self._writer._place(whole)

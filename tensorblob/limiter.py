@@ -1,0 +1,242 @@
+"""Rate limiters: how much may be sampled from a replay buffer for each row inserted, and the other way round.
+
+The terms are Reverb's (Cassirer et al., "Reverb: A Framework for Experience Replay", 2021). A limiter compares what was
+inserted with what was sampled, and makes whoever runs ahead wait. The two counts are kept in limiter.<name> in the blob's
+cursors/ directory, under a flock, so that one limiter holds for all tasks and processes that name it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from tensorblob import files
+from tensorblob.cursors import check_name
+from tensorblob.errors import BlobClosed
+from tensorblob.presence import is_dead
+
+COUNTS_NBYTES = 64 << 10
+FIRST_POLL_S, LAST_POLL_S, LOOK_S = 0.0005, 0.02, 0.25
+
+
+class RateLimiter(ABC):
+    """The rule by which inserts and samples wait for each other. `name` is that of the counts it goes by: writers and
+    readers of one blob that are opened with limiters of one name, in any processes, share them.
+    """
+
+    def __init__(self, name: str = "default") -> None:
+        self.name = check_name(name)
+
+    @abstractmethod
+    def may_insert(self, inserted: int, sampled: int, count: int) -> bool:
+        """True if `count` rows may be inserted, where so many were inserted and sampled before."""
+
+    @abstractmethod
+    def may_sample(self, inserted: int, sampled: int, count: int) -> bool:
+        """True if `count` rows may be sampled."""
+
+    def check_sample(self, count: int) -> None:
+        """Raise `ValueError` if `count` rows will never be allowed at once."""
+        return
+
+    def open(self, dir_fd: int, producer: str = "") -> Limit:
+        """Open the counts of the blob at `dir_fd`, for the writer `producer` or a reader.
+
+        What was in the blob before the first limiter does not count.
+        """
+        return Limit(self, dir_fd, producer)
+
+
+class _Counts(msgspec.Struct):
+    """Rows inserted and sampled, and by producer those that were let in and are not inserted yet."""
+
+    inserted: int = 0
+    sampled: int = 0
+    admitted: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Limit:
+    """A limiter at work in one blob. Rows are admitted, and then inserted when they are committed; or given back."""
+
+    def __init__(self, rule: RateLimiter, dir_fd: int, producer: str = "") -> None:
+        self.rule = rule
+        self._dir_fd, self._producer = dir_fd, producer
+        self._fd = -1
+        self._fd = files.open_or_create(f"cursors/limiter.{rule.name}.lock", dir_fd=dir_fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            files.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            self.close()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The rows that were inserted, and that were sampled."""
+        counts = self._read()
+        return counts.inserted, counts.sampled
+
+    def _read(self) -> _Counts:
+        try:
+            return msgspec.json.decode(files.read_at(self._fd, COUNTS_NBYTES, 0), type=_Counts)
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # none yet, or torn by a power loss: they begin again
+            return _Counts()
+
+    def _write(self, counts: _Counts) -> None:
+        data = msgspec.json.encode(counts)
+        data = data.ljust(max(len(data), files.size_of(self._fd)))
+        files.write_at(self._fd, data, len(data), 0)
+
+    def try_insert(self, count: int) -> bool:
+        """Admit `count` rows if they may be inserted now."""
+        with files.locked(self._fd):
+            counts = self._read()
+            if count and not self._may_insert(counts, count):
+                dead = [producer for producer in counts.admitted if is_dead(self._dir_fd, producer)]
+                for producer in dead:  # what it was let in with never comes
+                    del counts.admitted[producer]
+                if not dead or not self._may_insert(counts, count):
+                    return False
+            counts.admitted[self._producer] = counts.admitted.get(self._producer, 0) + count
+            self._write(counts)
+            return True
+
+    def _may_insert(self, counts: _Counts, count: int) -> bool:
+        return self.rule.may_insert(counts.inserted + sum(counts.admitted.values()), counts.sampled, count)
+
+    def inserted(self, count: int) -> None:
+        """`count` rows that were admitted are committed; a negative count: they were not, and are given back."""
+        with files.locked(self._fd):
+            counts = self._read()
+            counts.inserted += max(count, 0)
+            counts.admitted[self._producer] = max(counts.admitted.get(self._producer, 0) - abs(count), 0)
+            self._write(counts)
+
+    def try_sample(self, count: int) -> bool:
+        """Count `count` rows as sampled if they may be; a negative count gives them back."""
+        with files.locked(self._fd):
+            counts = self._read()
+            if count > 0 and not self.rule.may_sample(counts.inserted, counts.sampled, count):
+                return False
+            counts.sampled += count
+            self._write(counts)
+            return True
+
+    async def _wait(self, attempt: Callable[[int], bool], count: int, look: Callable[[], None] | None) -> None:
+        await anyio.lowlevel.checkpoint()
+        pause_s, look_s = FIRST_POLL_S, anyio.current_time() + LOOK_S
+        while not attempt(count):
+            await anyio.sleep(pause_s)
+            if self._fd < 0:
+                raise BlobClosed("I/O operation on closed blob.")
+            pause_s = min(1.5 * pause_s, LAST_POLL_S)
+            if look is not None and anyio.current_time() >= look_s:
+                look()
+                look_s += LOOK_S
+
+    async def wait_to_insert(self, count: int, look: Callable[[], None] | None = None) -> None:
+        """Wait until `count` rows may be inserted, and admit them; `look` is called now and then, and may raise.
+
+        A cancellation admits nothing. A sampler that died is waited for, since another may come: bound the wait by
+        `anyio.fail_after`.
+        """
+        await self._wait(self.try_insert, count, look)
+
+    async def wait_to_sample(self, count: int, look: Callable[[], None] | None = None) -> None:
+        """Wait until `count` rows may be sampled, and count them; `look` is called now and then, and may raise.
+
+        A cancellation counts nothing. Raises `ValueError` if they never will be allowed at once.
+        """
+        self.rule.check_sample(count)
+        await self._wait(self.try_sample, count, look)
+
+
+class MinSize(RateLimiter):
+    """Sampling waits until `min_size_to_sample` rows were inserted; inserting never waits."""
+
+    def __init__(self, min_size_to_sample: int, name: str = "default") -> None:
+        super().__init__(name)
+        if min_size_to_sample < 1:
+            raise ValueError(f"min_size_to_sample must be positive, got {min_size_to_sample!r}")
+        self.min_size_to_sample = min_size_to_sample
+
+    def may_insert(self, inserted: int, sampled: int, count: int) -> bool:
+        return True
+
+    def may_sample(self, inserted: int, sampled: int, count: int) -> bool:
+        return inserted >= self.min_size_to_sample
+
+
+class SampleToInsertRatio(RateLimiter):
+    """Each inserted row is sampled `samples_per_insert` times on average, within `error_buffer` samples.
+
+    Sampling waits for the first `min_size_to_sample` rows. After them the difference
+    `inserted * samples_per_insert - sampled` stays within `error_buffer` of
+    `min_size_to_sample * samples_per_insert`: whoever would leave that range waits. `error_buffer` must be at least
+    as large as one insert and one sample make it move, or both sides could wait for each other; that is an error at once.
+    """
+
+    def __init__(
+        self, samples_per_insert: float, min_size_to_sample: int, error_buffer: float, name: str = "default"
+    ) -> None:
+        super().__init__(name)
+        if not samples_per_insert > 0 or min_size_to_sample < 1:
+            raise ValueError("samples_per_insert and min_size_to_sample must be positive")
+        if not error_buffer >= 2 * max(1.0, samples_per_insert):
+            raise ValueError(
+                f"error_buffer must be at least 2 * max(1, samples_per_insert) = {2 * max(1.0, samples_per_insert)}, "
+                f"got {error_buffer!r}: nobody could go on"
+            )
+        self.samples_per_insert = samples_per_insert
+        self.min_size_to_sample = min_size_to_sample
+        offset = samples_per_insert * min_size_to_sample
+        self._min_difference, self._max_difference = offset - error_buffer, offset + error_buffer
+
+    def may_insert(self, inserted: int, sampled: int, count: int) -> bool:
+        if inserted + count <= self.min_size_to_sample:
+            return True
+        difference = inserted * self.samples_per_insert - sampled
+        return difference + count * self.samples_per_insert <= self._max_difference or difference <= self._middle(count)
+
+    def may_sample(self, inserted: int, sampled: int, count: int) -> bool:
+        if inserted < self.min_size_to_sample:
+            return False
+        difference = inserted * self.samples_per_insert - sampled
+        return difference - count >= self._min_difference or difference >= self._middle(-count)
+
+    def _middle(self, count: int) -> float:
+        """A step that is larger than the whole range is allowed from the middle of it on, or it would never be."""
+        middle = (self._min_difference + self._max_difference) / 2
+        step = count * self.samples_per_insert if count > 0 else -count
+        room = (self._max_difference - self._min_difference) / 2
+        if step <= room:
+            return float("-inf") if count > 0 else float("inf")
+        return middle
+
+
+class Queue(RateLimiter):
+    """Each row is sampled once: sampling waits for rows, and inserting while `size` rows or more are not sampled yet."""
+
+    def __init__(self, size: int, name: str = "default") -> None:
+        super().__init__(name)
+        if size < 1:
+            raise ValueError(f"size must be positive, got {size!r}")
+        self.size = size
+
+    def may_insert(self, inserted: int, sampled: int, count: int) -> bool:
+        return inserted - sampled < self.size
+
+    def may_sample(self, inserted: int, sampled: int, count: int) -> bool:
+        return inserted - sampled >= count
+
+    def check_sample(self, count: int) -> None:
+        if count > self.size:
+            raise ValueError(f"{count} rows at once are more than a queue of {self.size} ever holds for sure")

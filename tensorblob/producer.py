@@ -1,0 +1,139 @@
+"""Staged producers: many processes stream rows into one blob, each at its own pace and without any lock.
+
+Rows go into blocks of the producer's own, which nobody sees; `commit` makes one edit name them, in a turn that is as
+short as that edit. Use it where commits are large (an episode, a shard, a file's worth): rows are not written twice, and
+the turn does not grow with them. For small commits a shared writer (`open_writer(shared=True)`) is better: it groups
+them, and leaves no seams.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from tensorblob.async_writer import INLINE_NBYTES
+from tensorblob.blob import TensorBlob, append_to
+from tensorblob.edit import Key, Note, Op
+from tensorblob.staging import Repeated, Staging
+from tensorblob.writer import check_metadata
+
+
+@asynccontextmanager
+async def open_producer(
+    path: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    shape: Any = None,
+    schema: Mapping[Any, Any] | None = None,
+    block_rows: int | Mapping[str, int] | None = None,
+    durability: str = "process",
+    timeout_s: float = 0.0,
+) -> AsyncIterator[Producer]:
+    """Open the blob at `path` for staged appends, in an `async with` block; arguments as of `open_writer`.
+
+    Any number of producers and shared writers may have the blob open at once, all with one durability. Leaving the
+    block drops what was not committed. Raises as `TensorBlob.open` does.
+    """
+    blob = await anyio.to_thread.run_sync(
+        lambda: append_to(
+            path,
+            dtype=dtype,
+            shape=shape,
+            schema=schema,
+            block_rows=block_rows,
+            durability=durability,
+            timeout_s=timeout_s,
+            shared=True,
+        )
+    )
+    producer = Producer(blob, is_power=durability == "power")
+    try:
+        yield producer
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(producer._close)
+
+
+class Producer:
+    """One producer of a blob; made by `open_producer`. Its appends and commits are one task's at a time."""
+
+    def __init__(self, blob: TensorBlob, *, is_power: bool) -> None:
+        assert blob._writer is not None
+        self.blob = blob
+        self._writer = blob._writer
+        self._staging = Staging(self._writer)
+        self._is_power = is_power
+        self._turn = anyio.Lock()
+
+    @property
+    def staged_rows(self) -> int:
+        """The rows that were appended and not committed yet."""
+        return self._staging.rows
+
+    async def append(self, rows: Any) -> None:
+        """Stage rows, as `TensorBlob.write` takes them: nobody sees them before `commit`.
+
+        Cancelled, they are staged or not. Raises as `TensorBlob.write`; then they are not.
+        """
+        columns, count = self.blob._batches.columns(rows)
+        async with self._turn:
+            if count * self.blob.schema.row_nbytes <= INLINE_NBYTES:
+                self._staging.append(columns, count)
+            else:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(self._staging.append, columns, count)
+
+    async def commit(
+        self, *, metadata: dict[str, Any] | None = None, key: str | None = None, sequence: int | None = None
+    ) -> range:
+        """Commit what is staged as one edit; return the row ids that it got (none if there is nothing).
+
+        key, sequence: as of `AsyncWriter.append`: a commit that is repeated with the same ones drops what is staged,
+        and returns the row ids that it got the first time. Cancelled, all of it is committed, or all is still staged.
+        """
+        if (key is None) != (sequence is None):
+            raise ValueError("key and sequence go together")
+        metadata = check_metadata(metadata)
+        async with self._turn:
+            with anyio.CancelScope(shield=True):
+                rows = await anyio.to_thread.run_sync(self._commit, metadata, key, sequence)
+        return rows
+
+    def _commit(self, metadata: dict[str, Any] | None, key: str | None, sequence: int | None) -> range:
+        if self._is_power:
+            self._staging.sync()
+        count = self._staging.rows
+
+        def more(start: int) -> list[Op]:
+            ops: list[Op] = []
+            if metadata is not None:
+                ops.append(Note(start, start + count, metadata))
+            if key is not None and sequence is not None:
+                ops.append(Key(key, sequence, start, start + count))
+            return ops
+
+        try:
+            start = self._staging.commit(more, key, sequence)
+        except Repeated as repeated:
+            self._staging.discard()
+            if self._is_power and self._writer.snapshot.durable_rows < repeated.rows.stop:
+                self._writer.flush()
+            return repeated.rows
+        return range(start, start + count)
+
+    async def discard(self) -> None:
+        """Drop what is staged."""
+        async with self._turn:
+            self._staging.discard()
+
+    def _close(self) -> None:
+        try:
+            self._staging.discard()
+        finally:
+            self.blob.close()
