@@ -29,6 +29,7 @@ typecheck: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/engine.py $(ARGS)
+	$(BIN)/python bench/live.py
 
 clean:
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist cartpole.png

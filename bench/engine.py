@@ -543,9 +543,9 @@ WORKLOADS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", nargs="*", help=f"of {', '.join(WORKLOADS)}; none: all of them")
+def main(workloads: dict[str, Callable[[Bench], None]], description: str | None) -> int:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workload", nargs="*", help=f"of {', '.join(workloads)}; none: all of them")
     parser.add_argument("--full", action="store_true", help="the long ones at their full length")
     parser.add_argument(
         "--dir",
@@ -563,14 +563,14 @@ def main() -> int:
         "--profile", action="store_true", help="after each race, print where its contenders spent their time"
     )
     arguments = parser.parse_args()
-    if unknown := set(arguments.workload) - set(WORKLOADS):
-        parser.error(f"no workload named {', '.join(sorted(unknown))}; there are {', '.join(WORKLOADS)}")
+    if unknown := set(arguments.workload) - set(workloads):
+        parser.error(f"no workload named {', '.join(sorted(unknown))}; there are {', '.join(workloads)}")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     bench = Bench(arguments.dir, arguments.full, arguments.repetitions, arguments.profile)
-    run(WORKLOADS, arguments.workload, bench, int(arguments.warm_gib * (1 << 30)), arguments.json)
+    run(workloads, arguments.workload, bench, int(arguments.warm_gib * (1 << 30)), arguments.json)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(WORKLOADS, __doc__))

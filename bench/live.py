@@ -1,0 +1,306 @@
+"""The live service's targets, each printed as a ratio next to what it is held against.
+
+    python bench/live.py [workload ...] [--dir DIR] [--json FILE]
+
+Followers, producers and writers are real processes. A follower is held against a process that does nothing but ask, in
+a loop, whether the manifest has grown; group commit against one producer; writers that share a blob against a sole one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import torch
+from engine import SMALL_SHAPE, main
+from harness import Bench, at_least, at_most
+
+import tensorblob as tb
+from tensorblob.edit import Finish
+
+spawn = multiprocessing.get_context("spawn")
+COMMITS = 400
+PAUSE_S = 0.003
+
+
+def _finish(blob: tb.TensorBlob) -> None:
+    assert blob._writer is not None
+    blob._writer.change(lambda snapshot, _: [Finish(snapshot.rows)])
+
+
+# ---- from a commit to who follows it
+
+
+def _poll(path: Path, results: Any) -> None:
+    """See each commit by asking all the time."""
+    delays_s = []
+    with tb.TensorBlob.open(path) as blob:
+        results.put("ready")
+        while not blob.snapshot.is_finished:
+            if blob.refresh() and len(blob):
+                delays_s.append(time.monotonic() - float(blob[-1][0]))
+    results.put(delays_s)
+
+
+def _follow(path: Path, results: Any) -> None:
+    async def follow() -> None:
+        delays_s = []
+        async with tb.open_reader(path) as reader:
+            results.put("ready")
+            async for batch in reader.follow():
+                delays_s.append(time.monotonic() - float(batch[-1, 0]))  # noqa: PERF401 - one by one, as they come
+        results.put(delays_s)
+
+    anyio.run(follow)
+
+
+def _delays_s(bench: Bench, job: Callable[[Path, Any], None]) -> list[float]:
+    """How long after the beginning of its write each commit was seen by another process."""
+    with bench.fresh_directory("follow") as directory:
+        path = directory / "clock.blob"
+        results = spawn.Queue()
+        with tb.TensorBlob.open(path, "w", dtype="float64", shape=8) as blob:
+            process = spawn.Process(target=job, args=(path, results))
+            process.start()
+            results.get()
+            for _ in range(COMMITS):
+                time.sleep(PAUSE_S)
+                blob.write(torch.full((1, 8), time.monotonic(), dtype=torch.float64))
+            _finish(blob)
+            delays_s: list[float] = results.get()
+            process.join()
+    return sorted(delays_s)
+
+
+def follow(bench: Bench) -> None:
+    """Rounds of both, one after the other: the median round counts."""
+    polls, follows, tails = [], [], []
+    for _ in range(5):
+        polls.append(statistics.median(_delays_s(bench, _poll)))
+        delays_s = _delays_s(bench, _follow)
+        follows.append(statistics.median(delays_s))
+        tails.append(delays_s[int(0.99 * (len(delays_s) - 1))])
+    poll_s, follow_s, tail_s = map(statistics.median, (polls, follows, tails))
+    workload = "commit → seen in another process"
+    bench.compare(workload, "follow, median", follow_s, "a busy poll", poll_s, at_most(2.0))
+    bench.compare(workload, "follow, p99", tail_s, "2 ms", 0.002, at_most(1.0))
+
+
+def _write_rows(blob: tb.TensorBlob, count: int) -> float:
+    one = torch.zeros(1, 8, dtype=torch.float64)
+    start = time.perf_counter()
+    for _ in range(count):
+        blob.write(one)
+    return (time.perf_counter() - start) / count
+
+
+def _follow_all(path: Path, results: Any) -> None:
+    async def follow() -> None:
+        async with tb.open_reader(path) as reader:
+            results.put("ready")
+            async for _ in reader.follow(start="now"):
+                pass
+
+    anyio.run(follow)
+    results.put("done")
+
+
+def _write_on(path: Path, results: Any, over: Any) -> None:
+    with tb.TensorBlob.open(path, "a") as blob:
+        results.put("ready")
+        while not over.is_set():
+            _write_rows(blob, 100)
+        _finish(blob)
+
+
+def followers(bench: Bench) -> None:
+    """What four followers cost the writer, against four that follow another blob, which another process writes as fast."""
+    ours, others = [], []
+    for _ in range(5):
+        for costs, is_followed in ((ours, True), (others, False)):
+            with bench.fresh_directory("followers") as directory:
+                paths = [directory / "a.blob", directory / "b.blob"]
+                for path in paths:
+                    tb.TensorBlob.open(path, "w", dtype="float64", shape=8).close()
+                results, over = spawn.Queue(), spawn.Event()
+                followed = paths[0 if is_followed else 1]
+                processes = [spawn.Process(target=_write_on, args=(paths[1], results, over))]
+                processes += [spawn.Process(target=_follow_all, args=(followed, results)) for _ in range(4)]
+                for process in processes:
+                    process.start()
+                for _ in processes:
+                    results.get()
+                with tb.TensorBlob.open(paths[0], "a") as blob:
+                    costs.append(statistics.median(_write_rows(blob, 500) for _ in range(100)))
+                    _finish(blob)
+                over.set()
+                for process in processes:
+                    process.join()
+    bench.compare(
+        "one row, with four followers",
+        "of this blob",
+        statistics.median(ours),
+        "of another blob",
+        statistics.median(others),
+        at_most(1.1),
+    )
+
+
+# ---- group commit
+
+
+def _rate(path: Path, tasks: int, seconds: float, **options: Any) -> tuple[float, float]:
+    """Rows per second of `tasks` producers that await each append of one 64-byte row, and commits per second."""
+
+    async def produce() -> tuple[float, float]:
+        one = torch.zeros(1, *SMALL_SHAPE)
+        async with tb.open_writer(path, dtype="float32", shape=SMALL_SHAPE, **options) as writer:
+
+            async def producer(stop_s: float) -> None:
+                while time.perf_counter() < stop_s:
+                    await writer.append(one)
+
+            for warm_s in (0.1, seconds):
+                before, start = writer.statistics(), time.perf_counter()
+                async with anyio.create_task_group() as group:
+                    for _ in range(tasks):
+                        group.start_soon(producer, start + warm_s)
+                passed_s = time.perf_counter() - start
+            after = writer.statistics()
+            return (after.rows - before.rows) / passed_s, (after.commits - before.commits) / passed_s
+
+    return anyio.run(produce)
+
+
+def group(bench: Bench) -> None:
+    at_power, alone, at_process = [], [], []
+    for _ in range(5):
+        for rates, tasks, options in (
+            (at_power, 32, {"durability": "power"}),
+            (alone, 1, {"durability": "power"}),
+            (at_process, 32, {}),
+        ):
+            with bench.fresh_directory("group") as directory:
+                rates.append(_rate(directory / "x.blob", tasks, 1.0, **options)[0])
+    workload = "rows of 64 bytes, each append awaited"
+    rows_per_s = statistics.median(at_power)
+    bench.compare(workload, "32 tasks, power", rows_per_s, "one task", statistics.median(alone), at_least(10), "rows/s")
+    rows_per_s = statistics.median(at_process)
+    bench.compare(workload, "32 tasks, process", rows_per_s, "60 000 rows/s", 60_000, at_least(1), "rows/s")
+
+
+def _share(path: Path, begin: Any, results: Any) -> None:
+    async def produce() -> None:
+        one = torch.zeros(1, *SMALL_SHAPE)
+        delays_s: list[float] = []
+        async with tb.open_writer(path, dtype="float32", shape=SMALL_SHAPE, shared=True) as writer:
+
+            async def producer(stop_s: float) -> None:
+                while (start_s := time.perf_counter()) < stop_s:
+                    await writer.append(one)
+                    delays_s.append(time.perf_counter() - start_s)
+
+            await anyio.to_thread.run_sync(begin.wait)
+            stop_s = time.perf_counter() + 2.0
+            async with anyio.create_task_group() as tasks:
+                for _ in range(32):
+                    tasks.start_soon(producer, stop_s)
+        delays_s.sort()
+        results.put((len(delays_s), delays_s[int(0.99 * (len(delays_s) - 1))], delays_s[-1]))
+
+    anyio.run(produce)
+
+
+def shared(bench: Bench) -> None:
+    """Four processes that share a blob, 32 tasks in each, against one process that has it alone."""
+    totals, alone, tails, worst, spreads = [], [], [], [], []
+    for _ in range(3):
+        with bench.fresh_directory("alone") as directory:
+            alone.append(_rate(directory / "x.blob", 32, 2.0)[0])
+        with bench.fresh_directory("shared") as directory:
+            path = directory / "x.blob"
+            tb.TensorBlob.open(path, "w", dtype="float32", shape=SMALL_SHAPE).close()
+            begin, results = spawn.Barrier(4), spawn.Queue()
+            processes = [spawn.Process(target=_share, args=(path, begin, results)) for _ in range(4)]
+            for process in processes:
+                process.start()
+            counts, p99_s, max_s = zip(*(results.get() for _ in processes), strict=True)
+            for process in processes:
+                process.join()
+        totals.append(sum(counts) / 2.0)
+        tails.append(max(p99_s))
+        worst.append(max(max_s))
+        spreads.append(max(counts) / min(counts))
+    workload = "four writers that share a blob"
+    rows_per_s = statistics.median(totals)
+    bench.compare(workload, "together", rows_per_s, "a sole writer", statistics.median(alone), at_least(0.8), "rows/s")
+    bench.compare(workload, "most rows of one", statistics.median(spreads), "least", 1.0, at_most(2.0), "times")
+    bench.compare(workload, "p99 of an append", statistics.median(tails), "5 ms", 0.005, at_most(1.0))
+    bench.compare(workload, "slowest append", statistics.median(worst), "50 ms", 0.05, at_most(1.0))
+
+
+# ---- resuming, and doing nothing
+
+
+def cursor(bench: Bench) -> None:
+    """From opening the blob to the first batch, for a consumer that resumes."""
+
+    async def resume(path: Path) -> float:
+        start_s = time.perf_counter()
+        async with (
+            tb.open_reader(path) as reader,
+            reader.follow(cursor="consumer", batch_size=64) as follower,
+        ):
+            await anext(follower)
+            return time.perf_counter() - start_s
+
+    with bench.fresh_directory("cursor") as directory:
+        path = directory / "x.blob"
+        with tb.TensorBlob.open(path, "w", dtype="float32", shape=SMALL_SHAPE) as blob:
+            for _ in range(5_000):
+                blob.write(torch.zeros(1, *SMALL_SHAPE))
+        costs_s = [anyio.run(resume, path) for _ in range(20)]
+        bench.compare("resuming a cursor", "first batch", statistics.median(costs_s), "5 ms", 0.005, at_most(1.0))
+
+
+def idle(bench: Bench) -> None:
+    """The processor time of a follower that has nothing to read."""
+
+    async def wait(path: Path, seconds: float) -> float:
+        async with tb.open_reader(path) as reader:
+            with anyio.move_on_after(1.0):
+                await anext(reader.follow(start="now"))
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            with anyio.move_on_after(seconds):
+                await anext(reader.follow(start="now"))
+            after = resource.getrusage(resource.RUSAGE_SELF)
+        return (after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime) / seconds
+
+    with bench.fresh_directory("idle") as directory:
+        path = directory / "x.blob"
+        with tb.TensorBlob.open(path, "w", dtype="float32", shape=SMALL_SHAPE) as blob:
+            blob.write(torch.zeros(1, *SMALL_SHAPE))
+            share = anyio.run(wait, path, 10.0)
+        bench.compare("an idle follower", "processor", 100 * share, "0.1 % of a core", 0.1, at_most(1.0), "%")
+
+
+WORKLOADS: dict[str, Callable[[Bench], None]] = {
+    "follow": follow,
+    "followers": followers,
+    "group": group,
+    "shared": shared,
+    "cursor": cursor,
+    "idle": idle,
+}
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main(WORKLOADS, __doc__))
