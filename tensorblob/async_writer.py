@@ -129,7 +129,7 @@ async def open_writer(
     """
     if max_pending_bytes < 1:
         raise ValueError(f"max_pending_bytes must be positive, got {max_pending_bytes!r}")
-    gate, retainer = LagGate(consumers, max_lag_rows, on_dead_consumer), Retainer(retain_for)
+    gate, retainer = LagGate(consumers, max_lag_rows, on_dead_consumer), Retainer(retain_for, is_shared=shared)
     blob = await anyio.to_thread.run_sync(
         lambda: append_to(
             path,
@@ -189,7 +189,9 @@ class AsyncWriter:
         self._batches = blob._batches
         self._gate = gate
         self._gate.watch(self._writer.dir_fd, self._writer)
-        if retainer.names:
+        if retainer.names or self._gate.is_active:
+            self._writer.wait_for(*self._gate.waits_for, tuple(retainer.names))
+        if retainer.names or self._writer.turns is not None:
             retainer.dir_fd = self._writer.dir_fd
             self._writer.keep_from = retainer.keep_from
         self.limit = None if limiter is None else limiter.open(self._writer.dir_fd, self._writer.producer)

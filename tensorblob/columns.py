@@ -75,6 +75,10 @@ class ColumnRows(ABC):
     def view(self, start: int, stop: int) -> torch.Tensor:
         """A tensor over rows `start` to `stop`, which are of one run."""
 
+    def will_need(self, start: int, stop: int) -> None:
+        """These rows are viewed next: a hint, which does nothing where nothing is mapped ahead."""
+        return
+
     def _check_one_run(self, start: int, stop: int) -> None:
         if len(runs := self.runs(start, stop)) > 1:
             raise SeamError(
@@ -214,6 +218,11 @@ class MappedColumn(ColumnRows):
             return self.copy(start, stop, 1)
         keep = layout.mappings(start, stop)
         return self._finish(tensor_at(layout.address(start), stop - start, self.field, keep))
+
+    def will_need(self, start: int, stop: int) -> None:
+        if self._private is not None:
+            with contextlib.suppress(ReservationRefused):
+                self._private.will_need(start, stop)
 
     def prefetch(self, start: int, stop: int) -> None:
         """Fault the pages of these rows in before they are gathered from."""

@@ -7,7 +7,9 @@ read only when what is known of them would make somebody wait, or trim.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,11 +22,12 @@ from tensorblob import files
 from tensorblob.cursors import check_name, is_alive, read_position
 from tensorblob.doorbell import Doorbell
 from tensorblob.errors import BlobClosed, ConsumerDied
+from tensorblob.presence import present
 
 if TYPE_CHECKING:
     from tensorblob.writer import Writer
 
-POLL_S = 0.1
+POLL_S, LOOK_S = 0.1, 0.25
 
 
 class LagGate:
@@ -58,9 +61,11 @@ class LagGate:
         if self.is_active:
             self._bell = Doorbell()
             self._cursors_fd = files.open_directory("cursors", dir_fd=dir_fd)
-            writer.wait_for(
-                tuple(self._names), self._max_lag_rows
-            )  # a follower then asks for no longer batches than it will ever see
+
+    @property
+    def waits_for(self) -> tuple[tuple[str, ...], int]:
+        """Which consumers, and how many rows they may be behind: followers then ask for no longer batches."""
+        return tuple(self._names), self._max_lag_rows
 
     def stop(self) -> None:
         """The writer closes: whoever waits is told so."""
@@ -152,17 +157,25 @@ class LagGate:
 class Retainer:
     """Says from which row on a ring must keep its rows, for cursors that have not acknowledged them."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], *, is_shared: bool = False) -> None:
         if isinstance(names, str):
             raise TypeError("retain_for must be a sequence of cursor names")
         self.names = [check_name(name) for name in names]
         self.dir_fd = -1
         """The blob's directory, once it is known."""
+        self._is_shared = is_shared
+        """Peers may retain for others: look who is there, now and then."""
+        self._looked_s = -math.inf
         self._row = -1
 
     def keep_from(self, first_row: int) -> int:
         """The row to trim before, where retention alone would trim before `first_row`."""
-        if first_row > self._row:
-            positions = [read_position(self.dir_fd, name) for name in self.names]
+        now_s = time.monotonic()
+        if first_row > self._row or (self._is_shared and now_s >= self._looked_s + LOOK_S):
+            self._looked_s = now_s
+            names = set(self.names)
+            if self._is_shared:
+                names.update(*(who.retain_for for who in present(self.dir_fd)))
+            positions = [read_position(self.dir_fd, name) for name in names]
             self._row = min((0 if position is None else position.row for position in positions), default=sys.maxsize)
         return min(first_row, self._row)

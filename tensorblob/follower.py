@@ -222,6 +222,8 @@ class Follower:
             else:
                 stop = self._source.runs(start - first, stop - first)[0][1] + first
                 batch = self._source.view(start - first, stop - first)
+        if stop < self._end(snapshot):  # behind: the next batch is there already, perhaps not in memory
+            self._source.will_need(stop - first, 2 * stop - start - first)
         self.start, self.stop = start, stop
         return batch
 

@@ -43,6 +43,7 @@ _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 _MAP_ANONYMOUS = mmap.MAP_ANONYMOUS
 _NOTHING = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+_MADV_WILLNEED = 3
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
 _NOWHERE = ctypes.c_void_p(-1).value
@@ -470,6 +471,13 @@ class Layout:
         for low, high in self.runs(start, stop):
             address = self.address(low) // PAGE_NBYTES * PAGE_NBYTES
             _madvise(address, self.address(high - 1) + self.field.row_nbytes - address, _MADV_POPULATE_READ)
+
+    def will_need(self, start: int, stop: int) -> None:
+        """Have the kernel begin to read rows `start` to `stop` in; a hint that waits for nothing."""
+        self.ensure(start, stop)
+        for low, high in self.runs(start, stop):
+            address = self.address(low) // PAGE_NBYTES * PAGE_NBYTES
+            _madvise(address, self.address(high - 1) + self.field.row_nbytes - address, _MADV_WILLNEED)
 
     # -- reading --------------------------------------------------------------------------------------------------
 

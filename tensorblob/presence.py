@@ -19,13 +19,16 @@ from tensorblob.format import is_producer
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What a producer's file says: who it is, and which consumers it waits for once they are more rows behind."""
+    """What a producer's file says: who it is, which consumers it waits for once they are more rows behind, how durable
+    its commits are, and for which consumers rings have to keep their rows.
+    """
 
     pid: int
     host: str
     consumers: tuple[str, ...] = ()
     max_lag_rows: int = sys.maxsize
     durability: str = "process"
+    retain_for: tuple[str, ...] = ()
 
 
 class Presence(NamedTuple):

@@ -20,6 +20,7 @@ import anyio.to_thread
 from tensorblob.async_writer import INLINE_NBYTES
 from tensorblob.blob import TensorBlob, append_to
 from tensorblob.edit import Key, Note, Op
+from tensorblob.flow import Retainer
 from tensorblob.staging import Repeated, Staging
 from tensorblob.writer import check_metadata
 
@@ -68,6 +69,8 @@ class Producer:
         self.blob = blob
         self._writer = blob._writer
         self._staging = Staging(self._writer)
+        retainer = Retainer((), is_shared=True)  # what peers keep rows for
+        retainer.dir_fd, self._writer.keep_from = self._writer.dir_fd, retainer.keep_from
         self._is_power = is_power
         self._turn = anyio.Lock()
 

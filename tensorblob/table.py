@@ -275,6 +275,14 @@ class Rows:
         ordered = sorted(bounds)
         return list(pairwise(ordered))
 
+    def will_need(self, start: int, stop: int) -> None:
+        """Have the kernel begin to read positions `start` to `stop` in, for a `view` to come. Waits for nothing."""
+        snapshot, columns, _pin = self._state()
+        first = snapshot.first_row
+        low, high = _range(snapshot, start, stop)
+        for number in self._numbers if low < high else ():
+            columns[number].will_need(low + first, high + first)
+
     def view(self, start: int = 0, stop: int | None = None) -> Batch:
         """Rows `start` to `stop` (as in a slice) without a copy.
 

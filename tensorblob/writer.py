@@ -238,9 +238,9 @@ class Writer:
         files.rename(aside, f"producers/{self.producer}", dir_fd=self.dir_fd)
         forks.own(self)
 
-    def wait_for(self, consumers: tuple[str, ...], max_lag_rows: int) -> None:
-        """Say that this writer waits while one of these consumers is so many rows behind."""
-        who = Identity(os.getpid(), socket.gethostname(), consumers, max_lag_rows, self._durability)
+    def wait_for(self, consumers: tuple[str, ...], max_lag_rows: int, retain_for: tuple[str, ...]) -> None:
+        """Say that this writer waits while one of `consumers` is so many rows behind, and wants rows kept for some."""
+        who = Identity(os.getpid(), socket.gethostname(), consumers, max_lag_rows, self._durability, retain_for)
         self.introduce(who)
 
     def introduce(self, who: Identity) -> None:
