@@ -757,11 +757,15 @@ async def test_a_consumer_whose_rows_were_cut_goes_on_where_it_says(tmp_path: Pa
 @limited
 async def test_what_one_of_several_writers_retains_its_peers_keep_too(tmp_path: Path) -> None:
     path = create_ints(tmp_path / "x.blob", max_rows=10, block_size=1)
-    async with tb.open_reader(path) as reader, reader.follow(cursor="c") as batches:
-        async with write_ints(path, shared=True, retain_for=["c"]) as one, write_ints(path, shared=True) as two:
-            for number in range(30):
-                await (one, two)[number % 2].append(ints(number, number + 1))
-            assert (await anext(batches)).tolist() == list(range(30)), "nothing went before it was read"
-            await batches.ack()
-            await one.append(ints(30, 31))
-            assert one.snapshot().first_row > 10
+    async with (
+        tb.open_reader(path) as reader,
+        reader.follow(cursor="c") as batches,
+        write_ints(path, shared=True, retain_for=["c"]) as one,
+        write_ints(path, shared=True) as two,
+    ):
+        for number in range(30):
+            await (one, two)[number % 2].append(ints(number, number + 1))
+        assert (await anext(batches)).tolist() == list(range(30)), "nothing went before it was read"
+        await batches.ack()
+        await one.append(ints(30, 31))
+        assert one.snapshot().first_row > 10
