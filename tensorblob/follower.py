@@ -161,6 +161,7 @@ class Follower:
             await self.ack()
         await anyio.lowlevel.checkpoint()
         reader, give_up_s, is_short = self._reader, math.inf, False
+        look_s = math.inf if self._cursor_name is None or self._batch_size is None else LAG_LOOK_S
         reader.refresh()
         wanted = min(self._batch_size or 1, most_rows(reader.snapshot(), reader.blob.schema.row_nbytes))
         while True:
@@ -175,7 +176,7 @@ class Follower:
                 left_s = give_up_s - anyio.current_time() if has_rows else math.inf
                 needed = wanted if has_rows else 1
                 has_needed = partial(self._has, count=needed)
-                if await reader._wait(has_needed, self._on_dead_writer, min(left_s, LAG_LOOK_S), self._is_over):
+                if await reader._wait(has_needed, self._on_dead_writer, min(left_s, look_s), self._is_over):
                     continue
                 if has_rows and anyio.current_time() >= give_up_s:
                     return self._take()  # a short one, after max_wait_s
