@@ -24,7 +24,7 @@ import torch
 from tensorblob.blob import TensorBlob
 from tensorblob.doorbell import Doorbell
 from tensorblob.errors import RowsTrimmed, StreamFinished, WriterDied
-from tensorblob.follower import Follower, most_rows
+from tensorblob.follower import Follower
 from tensorblob.limiter import RateLimiter
 from tensorblob.presence import presence
 from tensorblob.snapshot import Snapshot
@@ -149,6 +149,11 @@ class AsyncReader:
         """The row id of the oldest row."""
         return self.blob.first_row
 
+    @property
+    def most_rows(self) -> int | None:
+        """How many rows the blob ever holds, if it is a ring."""
+        return self.snapshot().retention.most_rows(self.blob.schema.row_nbytes)
+
     def __len__(self) -> int:
         return len(self.blob)
 
@@ -255,9 +260,8 @@ class AsyncReader:
             else:
                 await anyio.sleep(min(pause_s, left_s))
                 pause_s = min(1.5 * pause_s, 0.02)
-            if (
-                self.blob.refresh() or self.snapshot() is not before
-            ):  # before it is armed again: somebody waits for this
+            # before it is armed again: somebody waits for this
+            if self.blob.refresh() or self.snapshot() is not before:
                 return True
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -310,8 +314,8 @@ class AsyncReader:
         fields: Sequence[str | tuple[str, ...]] | None,
     ) -> Sample:
         span = length or 1
-        if span > (most := most_rows(self.snapshot(), self.blob.schema.row_nbytes)):
-            raise ValueError(f"length is {length}, and this ring never holds more than {most} rows")
+        if self.most_rows is not None and span > self.most_rows:
+            raise ValueError(f"length is {length}, and this ring never holds more than {self.most_rows} rows")
         if len(self.blob) < span:
             await self._wait(lambda snapshot: len(snapshot) >= span)
         else:

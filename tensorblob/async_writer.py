@@ -33,7 +33,7 @@ from tensorblob.errors import BlobClosed
 from tensorblob.flow import LagGate, Retainer
 from tensorblob.growth import Part, Rows
 from tensorblob.limiter import RateLimiter
-from tensorblob.snapshot import Snapshot
+from tensorblob.snapshot import Snapshot, check_rises
 from tensorblob.writer import Writer, check_metadata
 
 INLINE_NBYTES = 256 << 10
@@ -87,6 +87,12 @@ class _Pending:
     """Set when it is let in, if it had to wait for room."""
     done: anyio.Event | None = None
     """Set when its group was committed, or was not."""
+
+    def copy(self) -> None:
+        """Be independent of the caller's memory."""
+        self.columns = [
+            [part if isinstance(part, bytes) else part.tobytes() for part in parts] for parts in self.columns
+        ]
 
 
 @asynccontextmanager
@@ -190,7 +196,7 @@ class AsyncWriter:
         self._gate = gate
         self._gate.watch(self._writer.dir_fd, self._writer)
         if retainer.names or self._gate.is_active:
-            self._writer.wait_for(*self._gate.waits_for, tuple(retainer.names))
+            self._writer.announce(*self._gate.waits_for, tuple(retainer.names))
         if retainer.names or self._writer.turns is not None:
             retainer.dir_fd = self._writer.dir_fd
             self._writer.keep_from = retainer.keep_from
@@ -200,12 +206,14 @@ class AsyncWriter:
         self._pending_nbytes = 0
         self._waiting: list[_Pending] = []
         """Accepted, and in the next group."""
+        self._group: list[_Pending] = []
+        """Taken, and being committed."""
         self._outside: deque[_Pending] = deque()
         """Waiting for room, in the order of their coming."""
         self._bell = anyio.Event()
         self._done = anyio.Event()
         """Set when the group that gathers now is committed."""
-        self._is_closing = self._is_closed = False
+        self._is_closing = False
         self._lost: BaseException | None = None
         """Why a batch of `append_nowait` was not committed, until somebody hears of it."""
         self._threads = anyio.CapacityLimiter(1)
@@ -282,7 +290,7 @@ class AsyncWriter:
             if not self.limit.try_insert(pending.count):
                 raise anyio.WouldBlock
             pending.is_counted = True
-        pending.columns = [[part if isinstance(part, bytes) else part.tobytes()] for (part,) in pending.columns]
+        pending.copy()
         pending.is_nobodys = True
         self._admit(pending)
 
@@ -385,15 +393,11 @@ class AsyncWriter:
         with anyio.CancelScope(shield=True):
             while True:
                 while not self._waiting:
-                    if self._is_closing and not self._outside:
-                        self._is_closed = True
+                    assert not self._outside, "there is room when nothing waits"
+                    if self._is_closing:
                         return
                     await self._bell.wait()
                     self._bell = anyio.Event()
-                    if self._is_closing:
-                        self._bell.set()
-                        if not self._waiting and not self._outside:
-                            continue
                 await self._commit_group()
 
     async def _commit_group(self) -> None:
@@ -401,7 +405,7 @@ class AsyncWriter:
 
         Where writers share the blob, they are taken once it is our turn: until then they can be withdrawn.
         """
-        self._group: list[_Pending] = []
+        self._group = []
         try:
             if self._is_quick(self._waiting) and self._commit_inline():
                 await anyio.lowlevel.checkpoint()
@@ -506,7 +510,6 @@ class AsyncWriter:
         """The appends of a group that are not committed yet; the others, by key and sequence, get the rows they had."""
         appends: list[_Pending] = []
         repeated: list[tuple[_Pending, Key]] = []
-        known = self._writer.snapshot.keys if any(pending.key is not None for pending in group) else {}
         first: dict[str, _Pending] = {}
         for pending in group:
             if not pending.count and pending.metadata is None:
@@ -514,19 +517,17 @@ class AsyncWriter:
             if pending.key is None:
                 appends.append(pending)
                 continue
-            done, same = known.get(pending.key), first.get(pending.key)
-            last = same.sequence if same is not None else done.sequence if done is not None else None
-            if last is None or pending.sequence > last:
-                first[pending.key] = pending
-                appends.append(pending)
-            elif same is not None and same.sequence == pending.sequence:
-                pending.same = same
-            elif same is None and done is not None and done.sequence == pending.sequence:
-                repeated.append((pending, done))
-            else:
-                pending.error = ValueError(
-                    f"Append {pending.sequence} of {pending.key!r} comes after append {last}; sequence numbers must rise"
-                )
+            try:
+                if (same := first.get(pending.key)) is not None and same.sequence >= pending.sequence:
+                    check_rises(pending.key, pending.sequence, same.sequence)
+                    pending.same = same
+                elif (done := self._writer.snapshot.committed(pending.key, pending.sequence)) is not None:
+                    repeated.append((pending, done))
+                else:
+                    first[pending.key] = pending
+                    appends.append(pending)
+            except ValueError as error:
+                pending.error = error
         self._repeat(repeated)
         return appends
 
@@ -605,7 +606,7 @@ class AsyncWriter:
             waiting_producers=len(self._outside) + self._gate.waiting,
             pending_nbytes=self._pending_nbytes,
             median_latency_s=statistics.median(latencies) if latencies else math.nan,
-            p99_latency_s=latencies[int(0.99 * (len(latencies) - 1))] if latencies else math.nan,
+            p99_latency_s=latencies[math.ceil(0.99 * len(latencies)) - 1] if latencies else math.nan,
             dead_consumers=self._gate.dead,
         )
 
@@ -637,8 +638,8 @@ class _Repeated(Exception):
 def _more(appends: list[_Pending], before: Snapshot) -> list[Op]:
     """The notes and keys that go with appends, which follow `before`. Raises `_Repeated` if it has one of them."""
     for pending in appends:
-        if pending.key is not None and (done := before.keys.get(pending.key)) is not None:
-            if done.sequence >= pending.sequence:
+        if pending.key is not None and pending.key in before.keys:
+            if before.keys[pending.key].sequence >= pending.sequence:
                 raise _Repeated
     ops: list[Op] = []
     start = before.rows
@@ -665,7 +666,7 @@ class Transaction:
     def append(self, rows: Any) -> None:
         """Take a copy of rows into the transaction. Raises as `AsyncWriter.append` where they do not fit."""
         pending = self._writer._accept(rows, None, None, None)
-        pending.columns = [[part if isinstance(part, bytes) else part.tobytes()] for (part,) in pending.columns]
+        pending.copy()
         self._parts.append(pending)
 
     async def __aenter__(self) -> Transaction:

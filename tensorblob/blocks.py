@@ -101,17 +101,27 @@ class Blocks:
             if block.is_dirty:
                 self._adopted[block.path] = None
 
-    def drop_staged(self, block: BlockFile) -> None:
-        """Remove a staged block, also one that was about to be named. If that fails, it is tried again later."""
-        self._adopted.pop(block.path, None)
-        with self._names_lock:
-            self._new_names.get(os.path.dirname(block.path), set()).discard(block.id)
-        if not self._unlinked(block.path):
-            self.bury(1, 0, block.path)
+    def sync_staged(self, blocks: Iterable[BlockFile]) -> None:
+        """Make staged blocks durable, before anybody waits for it. Raises `SyncFailed`: then they have to be dropped."""
+        for block in blocks:
+            if block.is_dirty:
+                block.is_dirty = False
+                files.sync_file(block.fd, block.path)
+
+    def drop_staged(self, blocks: Iterable[BlockFile]) -> None:
+        """Remove staged blocks, also ones that were about to be named. What cannot be removed is tried again later."""
+        for block in blocks:
+            block.close()
+            assert not self.is_known(block.id), "what is committed is not staged any more"
+            with self._names_lock:
+                self._new_names.get(os.path.dirname(block.path), set()).discard(block.id)
+            self._remove(block.path)
 
     def keep_staged(self, number: int, blocks: Iterable[BlockFile]) -> None:
-        """Staged blocks are named by now: from here on they are as any others."""
-        self._births[number].update((block.id, self.generation) for block in blocks)
+        """Staged blocks are named by now: from here on they are as any others that are sealed."""
+        for block in blocks:
+            self._births[number][block.id] = self.generation
+            block.close()
 
     def _close_full(self) -> None:
         """Spend no descriptors on full blocks: what is not synced of them is synced by path."""
@@ -159,8 +169,7 @@ class Blocks:
             for births in self._births:
                 births.pop(block.id, None)
             block.close()
-            if not self._unlinked(block.path):
-                self.bury(1, 0, block.path)
+            self._remove(block.path)
 
     # -- syncing ------------------------------------------------------------------------------------------------------
 
@@ -285,6 +294,11 @@ class Blocks:
                 if any(first <= pin <= last for pin in pinned) or not self._unlinked(path):
                     left.append((first, last, path))
             self._dead = left
+
+    def _remove(self, path: str) -> None:
+        """Remove a file that nothing names, now or later."""
+        if not self._unlinked(path):
+            self.bury(1, 0, path)
 
     def _unlinked(self, path: str) -> bool:
         """Remove a file that nothing names; return whether it is gone."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 from typing import NamedTuple
 
 import msgspec
@@ -26,11 +25,6 @@ class _CursorFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     row: int
     history: int
     crc32c: str
-
-
-class _Holder(msgspec.Struct):
-    pid: int
-    host: str
 
 
 class Position(NamedTuple):
@@ -54,6 +48,10 @@ def check_name(name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"Invalid cursor name: {name!r} (letters, digits, '_', '-' and '.', at most 100)")
     return name
+
+
+def _lock_path(name: str) -> str:
+    return f"cursors/.{check_name(name)}.lock"
 
 
 def _checksum(row: int, history: int) -> str:
@@ -83,30 +81,21 @@ def consumers(dir_fd: int) -> list[Consumer]:
         name = file.removesuffix(".json")
         if file.endswith(".json") and _NAME.fullmatch(name) and (position := read_position(dir_fd, name)) is not None:
             alive = is_alive(dir_fd, name)
-            found.append(Consumer(name, position, alive, _pid(dir_fd, name) if alive else None))
+            holder = files.said_in(_lock_path(name), files.Holder, dir_fd=dir_fd) if alive else None
+            found.append(Consumer(name, position, alive, None if holder is None else holder.pid))
     return found
 
 
 def is_alive(dir_fd: int, name: str) -> bool:
     """True if a consumer holds the cursor now."""
     try:
-        fd = files.open_file(f"cursors/.{check_name(name)}.lock", dir_fd=dir_fd)
+        fd = files.open_file(_lock_path(name), dir_fd=dir_fd)
     except FileNotFoundError:
         return False
     try:
         return not files.try_lock(fd, shared=True)
     finally:
         os.close(fd)
-
-
-def _pid(dir_fd: int, name: str) -> int | None:
-    try:
-        holder = msgspec.json.decode(
-            files.read_file(f"cursors/.{name}.lock", dir_fd=dir_fd).rstrip(b"\0"), type=_Holder
-        )
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    return holder.pid
 
 
 class Cursor:
@@ -118,15 +107,14 @@ class Cursor:
 
     def __init__(self, dir_fd: int, name: str) -> None:
         self._fd = -1
-        self.name = check_name(name)
-        self._dir_fd = dir_fd
-        self._fd = files.open_or_create(f"cursors/.{name}.lock", dir_fd=dir_fd)
+        self.name, self._dir_fd = name, dir_fd
+        self._fd = files.open_or_create(_lock_path(name), dir_fd=dir_fd)
         try:
             if not files.try_lock_soon(self._fd):
-                pid = _pid(dir_fd, name)
-                raise CursorBusy(f"Another consumer{f' (process {pid})' if pid else ''} holds the cursor {name!r}")
-            text = msgspec.json.encode(_Holder(os.getpid(), socket.gethostname())).ljust(128)
-            files.write_at(self._fd, text, len(text), 0)
+                holder = files.said(self._fd, files.Holder)
+                who = "" if holder is None else f" (process {holder.pid})"
+                raise CursorBusy(f"Another consumer{who} holds the cursor {name!r}")
+            files.say(self._fd, files.Holder.me())
             self.position = read_position(dir_fd, name)
             forks.own(self)
         except BaseException:

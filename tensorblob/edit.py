@@ -155,6 +155,11 @@ class Retention(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     max_rows: int | None
     max_bytes: int | None
 
+    def most_rows(self, row_nbytes: int) -> int | None:
+        """How many rows of so many bytes that is, at least one; None is no limit."""
+        by_bytes = None if self.max_bytes is None else max(self.max_bytes // row_nbytes, 1)
+        return min((limit for limit in (self.max_rows, by_bytes) if limit is not None), default=None)
+
 
 class Moved(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="moved"):
     """The log goes on in `generation`. Only a doorbell: that generation was in place before this was written."""

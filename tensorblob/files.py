@@ -19,7 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -72,10 +72,6 @@ def open_directory(path: str, *, dir_fd: int | None = None) -> int:
     return os.open(path, flags, dir_fd=dir_fd)
 
 
-def close(fd: int) -> None:
-    os.close(fd)
-
-
 def make_directory(path: str, *, dir_fd: int | None = None) -> None:
     with explained(f"Cannot create the directory {path!r}"):
         os.mkdir(path, dir_fd=dir_fd)
@@ -121,10 +117,6 @@ def unlink(path: str, *, dir_fd: int | None = None, missing_ok: bool = False) ->
     except FileNotFoundError:
         if not missing_ok:
             raise
-
-
-def remove_directory(path: str, *, dir_fd: int | None = None) -> None:
-    os.rmdir(path, dir_fd=dir_fd)
 
 
 def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
@@ -402,9 +394,53 @@ def locked(fd: int) -> Iterator[None]:
         unlock(fd)
 
 
-class _Holder(msgspec.Struct):
+# -- what locked files say --------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+SAID_NBYTES = 64 << 10
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a lock."""
+
     pid: int
     host: str
+
+    @classmethod
+    def me(cls) -> Holder:
+        return cls(os.getpid(), socket.gethostname())
+
+
+def say(fd: int, value: object) -> None:
+    """Make a small open file say `value`, as JSON; blanks take the place of what it said beyond."""
+    text = msgspec.json.encode(value)
+    text = text.ljust(size_of(fd))
+    write_at(fd, text, len(text), 0)
+
+
+def said(fd: int, kind: type[T]) -> T | None:
+    """Return what a small open file says, or None if that is nothing, or was torn by a power loss."""
+    try:
+        return msgspec.json.decode(read_at(fd, SAID_NBYTES, 0).rstrip(b"\0"), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def said_in(path: str, kind: type[T], *, dir_fd: int | None = None) -> T | None:
+    """As `said`, of the file at `path`; None, too, if it cannot be read."""
+    try:
+        fd = open_file(path, dir_fd=dir_fd)
+    except OSError:
+        return None
+    try:
+        return said(fd, kind)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+# -- the writers' lock ------------------------------------------------------------------------------------------------
 
 
 def lock_writer(path: str, timeout_s: float) -> FileLock:
@@ -417,20 +453,17 @@ def lock_writer(path: str, timeout_s: float) -> FileLock:
         with explained(f"Cannot lock {path!r}"):
             lock.acquire()
     except Timeout:
-        try:
-            holder = msgspec.json.decode(read_file(path).rstrip(b"\0"), type=_Holder)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        if (holder := said_in(path, Holder)) is None:
             raise WriterBusy(f"Another writer holds {path!r}; pass timeout_s to wait for it") from None
         raise WriterBusy(
             f"Process {holder.pid} on {holder.host} is writing ({path!r} is locked); pass timeout_s to wait for it",
             pid=holder.pid,
             host=holder.host,
         ) from None
-    text = msgspec.json.encode(_Holder(os.getpid(), socket.gethostname()))
     with contextlib.suppress(OSError):
         fd = open_for_append(path)
         try:
-            os.pwrite(fd, text.ljust(256), 0)
+            say(fd, Holder.me())
         finally:
             os.close(fd)
     return lock

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 import warnings
@@ -81,7 +82,7 @@ class LagGate:
             self._bell.close()
             self._bell = None
         if self._cursors_fd >= 0:
-            files.close(self._cursors_fd)
+            os.close(self._cursors_fd)
             self._cursors_fd = -1
 
     def _is_open(self) -> bool:

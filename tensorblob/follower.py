@@ -31,14 +31,6 @@ if TYPE_CHECKING:
 LAG_LOOK_S = 0.5
 
 
-def most_rows(snapshot: Snapshot, row_nbytes: int) -> int:
-    """How many rows the blob ever holds, if it is a ring."""
-    retention = snapshot.retention
-    by_rows = sys.maxsize if retention.max_rows is None else retention.max_rows
-    by_bytes = sys.maxsize if retention.max_bytes is None else max(retention.max_bytes // row_nbytes, 1)
-    return min(by_rows, by_bytes)
-
-
 class Follower:
     """Batches of rows as they are committed; made by `AsyncReader.follow`, which says what the arguments mean.
 
@@ -149,7 +141,7 @@ class Follower:
         return max(self._reader.rows - self.stop, 0)
 
     def _end(self, snapshot: Snapshot) -> int:
-        return min(snapshot.durable_rows, snapshot.rows) if self._is_durable else snapshot.rows
+        return snapshot.durable_rows if self._is_durable else snapshot.rows
 
     def __aiter__(self) -> Follower:
         return self
@@ -163,7 +155,7 @@ class Follower:
         reader, give_up_s, is_short = self._reader, math.inf, False
         look_s = math.inf if self._cursor_name is None or self._batch_size is None else LAG_LOOK_S
         reader.refresh()
-        wanted = min(self._batch_size or 1, most_rows(reader.snapshot(), reader.blob.schema.row_nbytes))
+        wanted = min(self._batch_size or 1, reader.most_rows or sys.maxsize)
         while True:
             has_rows = self._check(reader.snapshot())
             if has_rows and self._end(reader.snapshot()) - self.stop >= wanted:

@@ -8,6 +8,7 @@ cursors/ directory, under a flock, so that one limiter holds for all tasks and p
 from __future__ import annotations
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -20,7 +21,6 @@ from tensorblob.cursors import check_name
 from tensorblob.errors import BlobClosed
 from tensorblob.presence import is_dead
 
-COUNTS_NBYTES = 64 << 10
 FIRST_POLL_S, LAST_POLL_S, LOOK_S = 0.0005, 0.02, 0.25
 
 
@@ -71,7 +71,7 @@ class Limit:
 
     def close(self) -> None:
         if self._fd >= 0:
-            files.close(self._fd)
+            os.close(self._fd)
             self._fd = -1
 
     def __del__(self) -> None:
@@ -85,15 +85,7 @@ class Limit:
         return counts.inserted, counts.sampled
 
     def _read(self) -> _Counts:
-        try:
-            return msgspec.json.decode(files.read_at(self._fd, COUNTS_NBYTES, 0), type=_Counts)
-        except (msgspec.MsgspecError, UnicodeDecodeError):  # none yet, or torn by a power loss: they begin again
-            return _Counts()
-
-    def _write(self, counts: _Counts) -> None:
-        data = msgspec.json.encode(counts)
-        data = data.ljust(max(len(data), files.size_of(self._fd)))
-        files.write_at(self._fd, data, len(data), 0)
+        return files.said(self._fd, _Counts) or _Counts()  # none yet, or torn by a power loss: they begin again
 
     def try_insert(self, count: int) -> bool:
         """Admit `count` rows if they may be inserted now."""
@@ -106,19 +98,24 @@ class Limit:
                 if not dead or not self._may_insert(counts, count):
                     return False
             counts.admitted[self._producer] = counts.admitted.get(self._producer, 0) + count
-            self._write(counts)
+            files.say(self._fd, counts)
             return True
 
     def _may_insert(self, counts: _Counts, count: int) -> bool:
         return self.rule.may_insert(counts.inserted + sum(counts.admitted.values()), counts.sampled, count)
 
     def inserted(self, count: int) -> None:
-        """`count` rows that were admitted are committed; a negative count: they were not, and are given back."""
+        """`count` rows that were admitted are committed; a negative count: they were not, and are given back.
+
+        Once it is closed there is nothing to say: what a producer that is gone was let in with counts no more.
+        """
+        if self._fd < 0:
+            return
         with files.locked(self._fd):
             counts = self._read()
             counts.inserted += max(count, 0)
             counts.admitted[self._producer] = max(counts.admitted.get(self._producer, 0) - abs(count), 0)
-            self._write(counts)
+            files.say(self._fd, counts)
 
     def try_sample(self, count: int) -> bool:
         """Count `count` rows as sampled if they may be; a negative count gives them back."""
@@ -127,7 +124,7 @@ class Limit:
             if count > 0 and not self.rule.may_sample(counts.inserted, counts.sampled, count):
                 return False
             counts.sampled += count
-            self._write(counts)
+            files.say(self._fd, counts)
             return True
 
     async def _wait(self, attempt: Callable[[int], bool], count: int, look: Callable[[], None] | None) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sys
 from typing import NamedTuple
 
 import msgspec
 
-from tensorblob import files
+from tensorblob import files, forks
 from tensorblob.format import is_producer
 
 
@@ -72,7 +73,49 @@ def present(dir_fd: int) -> list[Identity]:
 
 def identity(dir_fd: int, producer: str) -> Identity | None:
     """Return who a producer is, or None if its file does not say."""
-    try:
-        return msgspec.json.decode(files.read_file(f"producers/{producer}", dir_fd=dir_fd), type=Identity)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+    return files.said_in(f"producers/{producer}", Identity, dir_fd=dir_fd)
+
+
+class Announcement:
+    """Our own file in producers/: locked from before it gets its name until `close`."""
+
+    def __init__(self, dir_fd: int, durability: str) -> None:
+        self._dir_fd, self._durability = dir_fd, durability
+        self.producer = secrets.token_hex(5)
+        self._path, self._hidden = f"producers/{self.producer}", f"producers/.{self.producer}"
+        self.fd = files.create_file(self._hidden, dir_fd=dir_fd)
+        try:
+            if not files.try_lock(self.fd, shared=False):
+                raise AssertionError("nobody else has the name")
+            self.say()
+            files.rename(self._hidden, self._path, dir_fd=dir_fd)
+        except BaseException:
+            self.close()
+            raise
+        forks.own(self)
+
+    def say(
+        self, consumers: tuple[str, ...] = (), max_lag_rows: int = sys.maxsize, retain_for: tuple[str, ...] = ()
+    ) -> None:
+        """Say who we are, whom we wait for, and for whom rows are kept. It only informs: a full disk fails nobody."""
+        me = files.Holder.me()
+        with contextlib.suppress(OSError):
+            files.say(self.fd, Identity(me.pid, me.host, consumers, max_lag_rows, self._durability, retain_for))
+
+    def close(self, *, has_garbage: bool = False) -> None:
+        """Leave. With garbage the file stays, hidden: so the next writer has something to sweep, and nobody died."""
+        if self.fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            if has_garbage:
+                files.rename(self._path, self._hidden, dir_fd=self._dir_fd)
+            else:
+                for path in (self._path, self._hidden):
+                    files.unlink(path, dir_fd=self._dir_fd, missing_ok=True)
+        self.close_in_child()
+
+    def close_in_child(self) -> None:
+        """In a forked child: that we are there is told by the parent's descriptor alone."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

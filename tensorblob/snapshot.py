@@ -340,6 +340,17 @@ class Snapshot(msgspec.Struct, frozen=True):
         """The stream ends here: the writer said so, and nothing was appended since."""
         return self.finish_row == self.rows
 
+    def committed(self, key: str, sequence: int) -> Key | None:
+        """What the producer key `key` committed as `sequence`, its last append; None if that is still to come.
+
+        Raises `ValueError` if it is an earlier one: of those nothing is remembered.
+        """
+        done = self.keys.get(key)
+        if done is None or sequence > done.sequence:
+            return None
+        check_rises(key, sequence, done.sequence)
+        return done
+
     def cut_after(self, history: int) -> int | None:
         """The lowest row that was cut since `history` was current, or None: rows below it are still what they were."""
         if any(before < history < after for before, after in self.lost):
@@ -385,6 +396,12 @@ class Snapshot(msgspec.Struct, frozen=True):
             self.retention,
             self.session,
         )
+
+
+def check_rises(key: str, sequence: int, last: int) -> None:
+    """Raise `ValueError` if append `sequence` of a producer key comes after append `last`, and is an earlier one."""
+    if sequence < last:
+        raise ValueError(f"Append {sequence} of {key!r} comes after append {last}; sequence numbers must rise")
 
 
 class _Draft:

@@ -27,15 +27,6 @@ class Repeated(Exception):
         self.rows = rows
 
 
-def check_sequence(snapshot: Snapshot, key: str, sequence: int) -> None:
-    """Raise `Repeated` if `sequence` is the last that `key` has committed, `ValueError` if it is an earlier one."""
-    done = snapshot.keys.get(key)
-    if done is not None and sequence == done.sequence:
-        raise Repeated(range(done.start, done.stop))
-    if done is not None and sequence < done.sequence:
-        raise ValueError(f"Append {sequence} of {key!r} comes after append {done.sequence}; sequence numbers must rise")
-
-
 class Staging:
     """Rows on their way into the blob of `writer`, which takes turns with others."""
 
@@ -54,7 +45,7 @@ class Staging:
         ]
 
     def _new_block(self, number: int) -> BlockFile:
-        block = self._writer.stage_block(number)
+        block = self._writer.blocks.stage(number)
         self._blocks[number].append(block)
         return block
 
@@ -73,7 +64,7 @@ class Staging:
     def _take_back(self, number: int, mark: tuple[int, int, int] | None) -> None:
         blocks = self._blocks[number]
         kept = 0 if mark is None else mark[0]
-        self._writer.drop_staged(blocks[kept:])
+        self._writer.blocks.drop_staged(blocks[kept:])
         del blocks[kept:]
         self._growths[number].tail = blocks[-1] if blocks else None
         if mark is not None:
@@ -85,7 +76,7 @@ class Staging:
         Raises `SyncFailed`; then they are dropped, for the kernel may have lost them.
         """
         try:
-            self._writer.sync_staged([block for blocks in self._blocks for block in blocks])
+            self._writer.blocks.sync_staged([block for blocks in self._blocks for block in blocks])
         except SyncFailed as error:
             self.discard()
             raise SyncFailed(error.errno, f"{error.strerror}; what was staged is dropped, append it again") from error
@@ -93,7 +84,8 @@ class Staging:
     def commit(self, more: Callable[[int], list[Op]], key: str | None = None, sequence: int | None = None) -> int:
         """Commit what is staged as one edit, with the operations `more(start)`; return the row id of its first row.
 
-        Raises `Repeated` if the producer key `key` has committed that sequence number before.
+        Raises `Repeated` if the producer key `key` has committed that sequence number before, `ValueError` if a later
+        one.
         """
         nbytes = self.rows * self._writer.store.schema.row_nbytes
         start = -1
@@ -101,7 +93,8 @@ class Staging:
         def place(snapshot: Snapshot, growths: Sequence[Growth]) -> list[Op]:
             nonlocal start
             if key is not None and sequence is not None:
-                check_sequence(snapshot, key, sequence)
+                if (done := snapshot.committed(key, sequence)) is not None:
+                    raise Repeated(range(done.start, done.stop))
             start = snapshot.rows
             if not self.rows:
                 return more(start)
@@ -122,16 +115,16 @@ class Staging:
         """What was staged is committed."""
         for number, blocks in enumerate(self._blocks):
             if nbytes < COPY_NBYTES:
-                self._writer.drop_staged(blocks)
+                self._writer.blocks.drop_staged(blocks)
             else:
-                self._writer.keep_staged(number, blocks)
+                self._writer.blocks.keep_staged(number, blocks)
         self._begin()
 
     def _adopted(self, snapshot: Snapshot) -> list[Op]:
         named: list[Op] = []
         splices: list[Op] = []
         for number, (blocks, column) in enumerate(zip(self._blocks, snapshot.columns, strict=True)):
-            self._writer.take_staged(blocks)
+            self._writer.blocks.take_staged(blocks)
             named += [Block(number, block.id, block.rows, block.crc32c) for block in blocks]
             spans = tuple([Span(block.id, 0, block.rows) for block in blocks])
             splices.append(Splice(number, column.stop, column.stop, spans))
@@ -149,5 +142,5 @@ class Staging:
 
     def discard(self) -> None:
         """Forget what is staged."""
-        self._writer.drop_staged([block for blocks in self._blocks for block in blocks])
+        self._writer.blocks.drop_staged([block for blocks in self._blocks for block in blocks])
         self._begin()

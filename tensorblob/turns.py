@@ -8,14 +8,13 @@ there is, and everything that a sole writer may do is allowed. What peers must k
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import TracebackType
 
 import msgspec
 
 from tensorblob import files, forks
-
-TROUBLE_NBYTES = 64 << 10
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -28,14 +27,21 @@ class Trouble(msgspec.Struct, frozen=True):
 class Turns:
     """A lock for threads and processes, used as the context manager of a turn; `begin` is called first in each.
 
-    It is reentrant. In a forked child it is free, and the parent's turn stays the parent's.
+    path, dir_fd: the blob's directory. timeout_s: how long to wait for a sole writer; raises `WriterBusy`. It is
+    reentrant. In a forked child it is free, and the parent's turn stays the parent's.
     """
 
-    def __init__(self, dir_fd: int, begin: Callable[[], None]) -> None:
-        self._fd = files.open_for_append("commit.lock", dir_fd=dir_fd)
+    def __init__(self, path: str, dir_fd: int, timeout_s: float, begin: Callable[[], None]) -> None:
         self._begin = begin
         self._threads = forks.rlock()
         self._depth = 0
+        self._writer_fd = files.share_writer_lock(os.path.join(path, "writer.lock"), timeout_s)
+        try:
+            self._fd = files.open_for_append("commit.lock", dir_fd=dir_fd)
+        except BaseException:
+            os.close(self._writer_fd)
+            raise
+        forks.own(self)
 
     def __enter__(self) -> None:
         self._threads.acquire()
@@ -81,21 +87,17 @@ class Turns:
 
     def trouble(self) -> Trouble | None:
         """What peers have to know; asked within a turn."""
-        data = files.read_at(self._fd, TROUBLE_NBYTES, 0).rstrip(b"\0 ")
-        if not data:
-            return None
-        try:
-            return msgspec.json.decode(data, type=Trouble)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return None  # torn by a power loss, after which it means nothing
+        return files.said(self._fd, Trouble)
 
     def report(self, trouble: Trouble) -> None:
         """Tell the peers, within a turn."""
-        data = msgspec.json.encode(trouble)
-        data = data.ljust(max(len(data), files.size_of(self._fd)))
-        files.write_at(self._fd, data, len(data), 0)
+        files.say(self._fd, trouble)
 
     def close(self) -> None:
         if self._fd >= 0:
-            files.close(self._fd)
+            os.close(self._fd)
+            os.close(self._writer_fd)
             self._fd = -1
+
+    def close_in_child(self) -> None:
+        self.close()  # the locks stay with the parent's descriptors

@@ -1,4 +1,4 @@
-"""The writer: the one process that changes a blob.
+"""The writer: what changes a blob. One process at a time is it: for life, or for a turn at a time (`turns`).
 
 Every change goes the same way: check → place rows in block files → append one edit to the manifest (the commit point)
 → apply it to the snapshot → tell who asked. Before the commit point nothing is visible and all can be taken back;
@@ -19,8 +19,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -39,17 +37,15 @@ from tensorblob.format import (
     block_path,
     check_edit,
     copy_json,
-    decode_log,
-    is_block_id,
-    is_producer,
-    log_seed,
     manifest_name,
 )
-from tensorblob.growth import BlockFile, Growth, Rows
-from tensorblob.manifest import MAX_EDITS, Manifest, generations, remove_superseded, session
-from tensorblob.presence import Identity, is_dead, present
+from tensorblob.garbage import Garbage
+from tensorblob.growth import Growth, Rows
+from tensorblob.manifest import MAX_EDITS, Manifest, generations, session
+from tensorblob.presence import Announcement, present
 from tensorblob.replay import Replay
 from tensorblob.snapshot import Column, Snapshot, checkpoint
+from tensorblob.sweep import sweep
 from tensorblob.turns import Trouble, Turns
 
 RECLAIM_NBYTES = 64 << 20
@@ -104,8 +100,8 @@ class Writer:
         self._sync_lock = forks.rlock()
         self._forks = forks.count
         self._manifest: Manifest | None = None
-        self._producer_fd = -1
-        self._staged: Snapshot | None = None
+        self._announced: Announcement | None = None
+        self._uncommitted: Snapshot | None = None
         """Inside a transaction: what it would commit. None outside."""
         self._ops: list[Op] = []
         self._owner = 0
@@ -118,20 +114,16 @@ class Writer:
         """Steps with every change of this writer that is committed, also where the change raises after that."""
         self._known_offset = -1
         """The end of the manifest as far as this object has taken note of it (see `_catch_up`)."""
-        self._dead_nbytes = 0
-        """Bytes in block files that became garbage since the generation began."""
         self._sealed_nbytes = 0
         """Bytes in blocks that were sealed since the flusher was woken."""
         self._is_due = False
         """Something has to be done before the next change: see `_prepare`."""
         self._flusher: Flusher | None = None
         self._writer_lock: FileLock | None = None
-        self._shared_fd = -1
         try:
             check_durability(durability, flush_every_s)
             if shared:
-                self._shared_fd = files.share_writer_lock(os.path.join(path, "writer.lock"), timeout_s)
-                self._lock = self.turns = Turns(dir_fd, self._join)
+                self._lock = self.turns = Turns(path, dir_fd, timeout_s, self._join)
             else:
                 self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
             with self._lock:
@@ -156,10 +148,11 @@ class Writer:
                     f"{peer.durability!r}, asked for {self._durability!r}"
                 )
         self._manifest, found = Manifest.open(self.dir_fd, self.store)
-        self.producer = secrets.token_hex(5)
-        self._announce()
+        self._announced = Announcement(self.dir_fd, self._durability)
+        self.producer = self._announced.producer
         self._snapshot, self._known_offset = found.snapshot, self._manifest.offset
         self._blocks = Blocks(self.dir_fd, self.store, self.producer, self._manifest.generation, found.snapshot)
+        self._garbage = Garbage(self.store.schema, found.snapshot)
         fields = self.store.schema.fields
         self._growths = [
             Growth(number, len(fields), field, self.dir_fd, self._blocks.create) for number, field in enumerate(fields)
@@ -174,9 +167,9 @@ class Writer:
             self._go_on(found)
         else:
             self._recover(found)
-        self._count_sealed()
+        self._garbage.begin(self._snapshot)
         self._settled()
-        self._sweep()
+        sweep(self.path, self.dir_fd, self.store, self._blocks, self.producer)
 
     def _join(self) -> None:
         """At the beginning of a turn: take note of what peers have committed since the last one."""
@@ -209,7 +202,7 @@ class Writer:
         old.close()
         manifest.is_broken = found.is_torn
         self._flushed_offset = manifest.offset if found.is_flushed else -1
-        self._count_sealed()
+        self._garbage.begin(self._snapshot)
         self._settled()
 
     def _report_trouble(self) -> None:
@@ -218,37 +211,12 @@ class Writer:
             with contextlib.suppress(OSError):
                 self.turns.report(Trouble(self._current.generation, tuple(sorted(self._blocks.poisoned))))
 
-    def _count_sealed(self) -> None:
-        """Begin to count garbage: a new generation has removed what it could (at opening, it has not yet)."""
-        columns = self._snapshot.columns
-        self._sealed_rows = [sum(block.rows for block in column.sealed) for column in columns]
-        self._dead_nbytes = 0
-        for field, column in zip(self.store.schema, columns, strict=True):
-            live = column.live()
-            self._dead_nbytes += sum(b.rows for b in column.sealed if b.id not in live) * field.row_nbytes
-        self._kept_dead_nbytes = self._count_dead(self._snapshot) - self._dead_nbytes
-
-    def _announce(self) -> None:
-        """Make our producers/ file visible, already locked."""
-        aside = f"producers/.{self.producer}"
-        self._producer_fd = files.create_file(aside, dir_fd=self.dir_fd)
-        if not files.try_lock(self._producer_fd, shared=False):
-            raise AssertionError("nobody else has the name")
-        self.introduce(Identity(os.getpid(), socket.gethostname(), durability=self._durability))
-        files.rename(aside, f"producers/{self.producer}", dir_fd=self.dir_fd)
-        forks.own(self)
-
-    def wait_for(self, consumers: tuple[str, ...], max_lag_rows: int, retain_for: tuple[str, ...]) -> None:
-        """Say that this writer waits while one of `consumers` is so many rows behind, and wants rows kept for some."""
-        who = Identity(os.getpid(), socket.gethostname(), consumers, max_lag_rows, self._durability, retain_for)
-        self.introduce(who)
-
-    def introduce(self, who: Identity) -> None:
-        """Say in our producers/ file who we are. It only informs: a full disk must not keep us from trimming."""
-        text = msgspec.json.encode(who)
-        with contextlib.suppress(OSError):
-            text = text.ljust(files.size_of(self._producer_fd))  # over all of what it said before
-            files.write_at(self._producer_fd, text, len(text), 0)
+    def announce(self, consumers: tuple[str, ...], max_lag_rows: int, retain_for: tuple[str, ...]) -> None:
+        """Let others know that this writer waits while one of `consumers` is so many rows behind, and for whom it wants
+        rows kept.
+        """
+        assert self._announced is not None
+        self._announced.say(consumers, max_lag_rows, retain_for)
 
     def _go_on(self, found: Replay) -> None:
         """Go on in blocks that may grow further: same boot, and nothing was cut.
@@ -277,50 +245,6 @@ class Writer:
         self._current.is_broken = True  # what follows the last good record stays as it is
         self._rotate()
 
-    def _sweep(self) -> None:
-        """Remove blocks that no manifest names and whose producer is dead, and the dead producers' files."""
-        listed = files.list_directory("producers", dir_fd=self.dir_fd)
-        gone = [name for name in listed if is_producer(name.removeprefix(".")) and self._is_dead(name)]
-        current = self._current.generation
-        is_alone = generations(self.dir_fd)[0] == current
-        if not is_alone:  # whoever began this generation may have died before its name was durable
-            files.sync_directory(".", dir_fd=self.dir_fd)
-        elif current == 1:  # and whoever made the blob, before its path was
-            with contextlib.suppress(PermissionError):
-                files.sync_directory(os.path.dirname(self.path))
-        if not gone and is_alone:
-            return
-        pinned = remove_superseded(self.dir_fd, current)
-        named = {generation: self._names_in(generation) for generation in pinned}
-        for number, field in enumerate(self.store.schema):
-            directory = f"blocks/{field.directory}"
-            for name in files.list_directory(directory, dir_fd=self.dir_fd):
-                if not is_block_id(name) or self._blocks.names(number, name):
-                    continue
-                if not self._is_dead(name.partition("-")[0]):
-                    continue
-                last = max((generation for generation in pinned if name in named[generation]), default=0)
-                self._blocks.bury(0 if last else 1, last, f"{directory}/{name}")
-        self._blocks.unlink_dead()
-        for name in gone:
-            with contextlib.suppress(OSError):
-                files.unlink(f"producers/{name}", dir_fd=self.dir_fd, missing_ok=True)
-
-    def _is_dead(self, producer: str) -> bool:
-        return producer != self.producer and is_dead(self.dir_fd, producer)
-
-    def _names_in(self, generation: int) -> set[str]:
-        try:
-            data = files.read_file(manifest_name(generation), dir_fd=self.dir_fd)
-        except FileNotFoundError:
-            return set()
-        return {
-            op.id
-            for record in decode_log(data, log_seed(self.store.uuid, generation), 0)
-            for op in record.edit
-            if isinstance(op, (Block, Tail, Patch))
-        }
-
     @property
     def closed(self) -> bool:
         return self._manifest is None
@@ -341,7 +265,7 @@ class Writer:
             self._flusher.stop()
         try:
             if self._current.edits >= LONG_EDITS:
-                self._dead_nbytes += 1  # a short log is quick to open
+                self._garbage.nbytes += 1  # a short log is quick to open
             self.reclaim(at_least_nbytes=1)
             self.flush()
             with self._lock:
@@ -357,37 +281,17 @@ class Writer:
                 steps.callback(os.close, self.dir_fd)
             if self._writer_lock is not None:
                 steps.callback(files.unlock_writer, self._writer_lock)
-            if self._shared_fd >= 0:
-                steps.callback(os.close, self._shared_fd)
             if self.turns is not None:
                 steps.callback(self.turns.close)
-            if self._producer_fd >= 0:
-                steps.callback(os.close, self._producer_fd)
-                steps.callback(self._unannounce)
+            if self._announced is not None:
+                has_garbage = hasattr(self, "_blocks") and self._blocks.has_dead
+                steps.callback(self._announced.close, has_garbage=has_garbage)
             if self._manifest is not None:
                 steps.callback(self._manifest.close)
             if hasattr(self, "_blocks"):
                 steps.callback(self._blocks.close, is_shared=self.turns is not None)
             self._manifest = self._writer_lock = None
-        self._producer_fd = self._shared_fd = self.dir_fd = -1
-
-    def close_in_child(self) -> None:
-        """In a forked child: who we are is told by the parent's descriptors alone."""
-        for fd in (self._producer_fd, self._shared_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._producer_fd = self._shared_fd = -1
-        if self.turns is not None:
-            self.turns.close()
-
-    def _unannounce(self) -> None:
-        name, hidden = f"producers/{self.producer}", f"producers/.{self.producer}"
-        with contextlib.suppress(OSError):
-            if hasattr(self, "_blocks") and self._blocks.has_dead:
-                files.rename(name, hidden, dir_fd=self.dir_fd)  # we left, and the next writer has something to sweep
-                return
-            for path in (name, hidden):
-                files.unlink(path, dir_fd=self.dir_fd, missing_ok=True)
+        self.dir_fd = -1
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         if getattr(self, "_manifest", None) is not None and self._forks == forks.count:
@@ -411,7 +315,7 @@ class Writer:
         return manifest
 
     def _check_outside(self, what: str) -> None:
-        if self._staged is not None and self._owner == threading.get_ident():
+        if self._uncommitted is not None and self._owner == threading.get_ident():
             raise RuntimeError(f"Cannot {what} inside a transaction; leave it first")
 
     # -- state --------------------------------------------------------------------------------------------------------
@@ -436,7 +340,7 @@ class Writer:
     @property
     def pending(self) -> Snapshot:
         """What this writer wrote, an open transaction included."""
-        return self.snapshot if self._staged is None else self._staged
+        return self.snapshot if self._uncommitted is None else self._uncommitted
 
     def _settled(self) -> None:
         """The pending snapshot was replaced: go on at its end, and note what is read on every append."""
@@ -447,24 +351,24 @@ class Writer:
         """The row id after the newest row of `pending`."""
         retention = self._snapshot.retention
         self._is_retained = retention.max_rows is not None or retention.max_bytes is not None
-        self._is_plain = self._staged is None and not self._is_retained
+        self._is_plain = self._uncommitted is None and not self._is_retained
         self._notice_due()
 
     def _notice_due(self) -> None:
         manifest = self._manifest
-        self._is_due = self._staged is None and (
+        self._is_due = self._uncommitted is None and (
             manifest is None
             or manifest.edits >= MAX_EDITS
             or manifest.is_broken
             or bool(self._blocks.poisoned)
-            or self._dead_nbytes >= RECLAIM_NBYTES
+            or self._garbage.nbytes >= RECLAIM_NBYTES
         )
 
     def _prepare(self) -> None:
         """Before a change: this must be an open writer of this process, on a generation that may grow."""
         _ = self._current
         with self._lock:
-            if self._staged is None:
+            if self._uncommitted is None:
                 self._restore()  # after an interrupt something may be left; else this changes nothing
             self._notice_due()
         if self._is_due:
@@ -553,9 +457,8 @@ class Writer:
             else:
                 tails = self._grow(columns, count)
             if tails is not None:
-                if (
-                    self._is_plain and metadata is None and more is None
-                ):  # the common case: nothing but the tails changes
+                # the common case: nothing but the tails changes
+                if self._is_plain and metadata is None and more is None:
                     manifest = self._manifest
                     assert manifest is not None
                     if self._is_power or manifest.is_broken:
@@ -581,7 +484,7 @@ class Writer:
             start = self.stop_row
             if more is not None:
                 ops += more(self.pending)
-            self._stage(ops, metadata)
+            self._take_in(ops, metadata)
             return start
         except BaseException:
             self._is_due = True  # if another interrupt comes now, the next change has to restore
@@ -624,7 +527,7 @@ class Writer:
                 with self._ready():
                     try:
                         if ops := place(self.pending, self._growths):
-                            self._stage(ops, metadata)
+                            self._take_in(ops, metadata)
                         return
                     except _Superseded:
                         self._restore()
@@ -641,7 +544,7 @@ class Writer:
         """On a full disk: free what garbage takes up, and return whether that was anything, so that it helps to try
         again.
         """
-        if self._staged is not None:
+        if self._uncommitted is not None:
             return False
         before = self._blocks.unlinked
         self.reclaim(at_least_nbytes=1)
@@ -658,14 +561,14 @@ class Writer:
             ops.append(Metadata(metadata))
         self.change(lambda *_: ops)
 
-    def _stage(self, ops: list[Op], metadata: dict[str, Any] | None = None) -> None:
+    def _take_in(self, ops: list[Op], metadata: dict[str, Any] | None = None) -> None:
         """Take `ops` into the transaction, or commit them where there is none."""
         before = self.pending
         after = before.apply(tuple(ops))
         if metadata is not None:
             ops.append(Note(min(before.rows, after.rows), after.rows, metadata))
             after = before.apply(tuple(ops))
-        if self._staged is None:
+        if self._uncommitted is None:
             self._commit(ops, after)
             return
         last = self._ops[-1] if self._ops else None
@@ -674,7 +577,7 @@ class Writer:
             self._ops[-1] = Grow(tuple(old if new is None else new for old, new in pairs))
         else:
             self._ops += ops
-        self._staged = after
+        self._uncommitted = after
         self._settled()
 
     @contextlib.contextmanager
@@ -685,22 +588,22 @@ class Writer:
         """
         metadata = check_metadata(metadata)
         with self._ready():
-            if self._staged is not None:
+            if self._uncommitted is not None:
                 raise RuntimeError("Transactions do not nest: one is open already")
             snapshot, owner = self.snapshot, threading.get_ident()
             try:
-                self._staged, self._owner = snapshot, owner
+                self._uncommitted, self._owner = snapshot, owner
                 self._settled()
                 yield
                 ops, after, self._ops = self._ops, self.pending, []
-                before, self._staged = self._snapshot, None
+                before, self._uncommitted = self._snapshot, None
                 if ops and metadata is not None:
                     ops.append(Note(min(before.rows, after.rows), after.rows, metadata))
                 if ops:
                     self._commit(ops, before.apply(tuple(ops)))
                 self._settled()
             except BaseException:
-                self._is_due, self._staged, self._ops = True, None, []
+                self._is_due, self._uncommitted, self._ops = True, None, []
                 self._restore()
                 raise
 
@@ -739,7 +642,8 @@ class Writer:
         """Append one edit, after which `after` is the snapshot."""
         before, manifest = self.snapshot, self._current
         if self._is_retained or any(isinstance(op, Retention) for op in ops):
-            first_row = _retained_from(after, self._row_nbytes)
+            most_rows = after.retention.most_rows(self._row_nbytes)
+            first_row = after.first_row if most_rows is None else max(after.rows - most_rows, after.first_row)
             if self.keep_from is not None and first_row > after.first_row:
                 first_row = self.keep_from(first_row)
             if first_row > after.first_row:
@@ -754,24 +658,11 @@ class Writer:
             self._acknowledge()
 
     def _note_dead(self, before: Snapshot, after: Snapshot) -> None:
-        """Count the rows in block files that no span names any more, and have sealed blocks synced in the background."""
-        for number, (old, new) in enumerate(zip(before.columns, after.columns, strict=True)):
-            if new.sealed is not old.sealed:
-                added = new.sealed.since(old.sealed)
-                rows = sum(block.rows for block in (new.sealed if added is None else added))
-                self._sealed_rows[number] = rows + (0 if added is None else self._sealed_rows[number])
-                self._sealed_nbytes += rows * self.store.schema.fields[number].row_nbytes
-        self._dead_nbytes = self._count_dead(after) - self._kept_dead_nbytes
+        """Count garbage, and have sealed blocks synced in the background."""
+        self._sealed_nbytes += self._garbage.follow(before, after)
         if self._sealed_nbytes >= BACKGROUND_NBYTES and self._flusher is not None:
             self._sealed_nbytes = 0
             self._flusher.wake()
-
-    def _count_dead(self, snapshot: Snapshot) -> int:
-        dead = 0
-        for field, column, sealed in zip(self.store.schema, snapshot.columns, self._sealed_rows, strict=True):
-            growing = sum(block.rows for block in (column.tail, column.patch) if block is not None)
-            dead += (sealed + growing - (column.stop - column.origin)) * field.row_nbytes
-        return dead
 
     def _acknowledge(self) -> None:
         """At "power", after the commit point: make the edit durable and say so."""
@@ -816,8 +707,8 @@ class Writer:
             manifest.append((Durable(offset, durable_rows),))
             marked = msgspec.structs.replace(snapshot, durable_rows=durable_rows)
             self._snapshot, self._known_offset = marked, manifest.offset
-            if self._staged is not None:
-                self._staged = msgspec.structs.replace(self._staged, durable_rows=self._snapshot.durable_rows)
+            if self._uncommitted is not None:
+                self._uncommitted = msgspec.structs.replace(self._uncommitted, durable_rows=self._snapshot.durable_rows)
             if offset == before:
                 self._flushed_offset = manifest.offset
         self._notice_due()
@@ -873,7 +764,7 @@ class Writer:
 
         A hint that fails nobody: what could not be done is done before the next commit, or by the next writer.
         """
-        if self._staged is None and self._dead_nbytes >= at_least_nbytes:
+        if self._uncommitted is None and self._garbage.nbytes >= at_least_nbytes:
             with contextlib.suppress(OSError):
                 self._rotate()
 
@@ -896,13 +787,13 @@ class Writer:
             except BaseException:
                 has_begun = files.exists(manifest_name(generation), dir_fd=self.dir_fd)
                 old.is_broken |= has_begun
-                if self._staged is None and not has_begun:
+                if self._uncommitted is None and not has_begun:
                     self._blocks.discard_created()  # what was healed is copied again, not left behind each time
                 raise
             old.ring_doorbell(generation)
             old.close()
             self._flushed_offset = manifest.offset
-            if self._staged is None:
+            if self._uncommitted is None:
                 self._blocks.keep_created()
                 self._blocks.forget_poisoned()
                 self._settled()
@@ -912,7 +803,8 @@ class Writer:
                 manifest.is_broken = self._is_due = True
                 raise
             self._blocks.begin_generation(generation, snapshot, self.pending)
-            self._count_sealed()  # last: until all of it is buried, garbage counts, and is seen to at the latest by close
+            # last: until all of it is buried, garbage counts, and is seen to at the latest by close
+            self._garbage.begin(self._snapshot)
 
     def _healed(self, snapshot: Snapshot) -> tuple[Column, ...]:
         """The columns, with the rows of poisoned blocks in new files: a file whose sync failed is never trusted
@@ -932,49 +824,14 @@ class Writer:
             columns.append(column)
         return tuple(columns)
 
-    # -- staging: blocks that nobody names yet ----------------------------------------------------------------------------
-
-    def stage_block(self, number: int) -> BlockFile:
-        """Create a block of this producer's that no edit names; no turn is needed."""
-        return self._blocks.stage(number)
-
-    def sync_staged(self, blocks: Sequence[BlockFile]) -> None:
-        """Make staged blocks durable. Raises `SyncFailed`: then they have to be dropped."""
-        for block in blocks:
-            if block.is_dirty:
-                block.is_dirty = False
-                files.sync_file(block.fd, block.path)
-
-    def take_staged(self, blocks: Sequence[BlockFile]) -> None:
-        """The change under way names these blocks."""
-        self._blocks.take_staged(blocks)
-
-    def keep_staged(self, number: int, blocks: Sequence[BlockFile]) -> None:
-        """These blocks of a column were committed."""
-        self._blocks.keep_staged(number, blocks)
-        for block in blocks:
-            block.close()
-
-    def drop_staged(self, blocks: Sequence[BlockFile]) -> None:
-        """Remove staged blocks that no edit will name."""
-        for block in blocks:
-            block.close()
-            assert not self._blocks.is_known(block.id), "what is committed is not staged any more"
-            self._blocks.drop_staged(block)
+    @property
+    def blocks(self) -> Blocks:
+        """The block files, for who stages some beside the blob."""
+        return self._blocks
 
     def adopt_file(self, number: int, source: str, source_dir_fd: int) -> str:
         """Take a block file of another blob over, for the change under way; return its id here."""
         return self._blocks.adopt(number, source, source_dir_fd)
-
-
-def _retained_from(snapshot: Snapshot, row_nbytes: int) -> int:
-    """The first row that the blob's retention keeps."""
-    keep, retention = len(snapshot), snapshot.retention
-    if retention.max_rows is not None:
-        keep = min(keep, retention.max_rows)
-    if retention.max_bytes is not None:
-        keep = min(keep, max(retention.max_bytes // row_nbytes, 1))
-    return snapshot.rows - keep
 
 
 def _is_only_grown(before: Snapshot, after: Snapshot) -> bool:

@@ -71,7 +71,7 @@ def positions(path: Path) -> dict[str, tuple[int, bool]]:
     try:
         return {found.name: (found.position.row, found.is_alive) for found in cursors.consumers(dir_fd)}
     finally:
-        files.close(dir_fd)
+        os.close(dir_fd)
 
 
 # ---- consumers elsewhere
@@ -397,7 +397,7 @@ def test_a_consumer_killed_at_any_step_of_an_acknowledgement_has_made_it_or_not(
     else:
         raise AssertionError("it never ends")
     assert nth > 2
-    files.close(dir_fd)
+    os.close(dir_fd)
 
 
 # ---- damage
@@ -427,7 +427,7 @@ def test_a_damaged_cursor_file_is_corrupt_and_never_another_position(tmp_path: P
         cursors.read_position(dir_fd, "c")
     assert refused > 0.9 * len(damaged)
     cursor.close()
-    files.close(dir_fd)
+    os.close(dir_fd)
 
 
 @limited

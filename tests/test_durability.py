@@ -361,7 +361,8 @@ def abandon(blob: tb.TensorBlob) -> None:
     """Let go of a writer's locks as its death would, and of nothing else."""
     writer = blob._writer
     assert writer is not None
-    os.close(writer._producer_fd)
+    assert writer._announced is not None
+    os.close(writer._announced.fd)
     writer._writer_lock.release(force=True)
     blob._closed, writer._manifest = True, None
 
