@@ -135,13 +135,13 @@ def _begin(parent: str, name: str, aside: str) -> int:
     """Make and lock the hidden directory to build in; with the parent locked, so that nobody takes it for abandoned."""
     parent_fd = files.open_directory(parent)
     try:
-        files.lock(parent_fd)
-        _remove_abandoned(parent, name)
-        files.make_directory(aside)
-        dir_fd = files.open_directory(aside)
-        if not files.try_lock(dir_fd, shared=False):
-            raise AssertionError("nobody else has the name")
-        return dir_fd
+        with files.locked(parent_fd, f"the directory {parent!r}"):
+            _remove_abandoned(parent, name)
+            files.make_directory(aside)
+            dir_fd = files.open_directory(aside)
+            if not files.try_lock(dir_fd, shared=False):
+                raise AssertionError("nobody else has the name")
+            return dir_fd
     finally:
         os.close(parent_fd)
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 if sys.platform not in ("linux", "darwin"):
     raise ImportError(f"tensorblob needs Linux or macOS (flock, mmap with MAP_FIXED); this is {sys.platform!r}")
 
+STOPPED_S = 10.0
+"""Who holds a lock of moments for so long was stopped."""
 COPY_NBYTES = 8 << 20
 READ_NBYTES = 16 << 10
 _IOV_MAX = 1024
@@ -375,7 +377,7 @@ def try_lock_soon(fd: int) -> bool:
 
 
 def lock(fd: int) -> None:
-    """Take an exclusive flock on an open file or directory, waiting for it; for a few calls' time only."""
+    """Take an exclusive flock on an open file or directory, waiting for it as long as it takes."""
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 
@@ -385,13 +387,44 @@ def unlock(fd: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(fd: int) -> Iterator[None]:
-    """Hold an exclusive flock on an open file; for a few calls' time only."""
-    lock(fd)
+def locked(fd: int, what: str) -> Iterator[None]:
+    """Hold an exclusive flock on an open file or directory, for a few calls' time only.
+
+    Raises `WriterBusy` if somebody else keeps it for as long as only a stopped process does.
+    """
+    wait_s, deadline = 20e-6, time.monotonic() + STOPPED_S
+    while not try_lock(fd, shared=False):
+        if time.monotonic() >= deadline:
+            raise busy(fd, what, STOPPED_S)
+        time.sleep(wait_s)
+        wait_s = min(wait_s * 1.5, 1e-3)
     try:
         yield
     finally:
         unlock(fd)
+
+
+def busy(fd: int, what: str, after_s: float) -> WriterBusy:
+    """What to raise when somebody keeps the flock on an open file that is only ever held for a moment."""
+    pid = lock_holder(fd)
+    who = "Another process" if pid is None else f"Process {pid}"
+    return WriterBusy(
+        f"{who} has kept {what} for {after_s:g} s; if it was stopped, continue or kill it",
+        pid=pid,
+        host=None if pid is None else socket.gethostname(),
+    )
+
+
+def lock_holder(fd: int) -> int | None:
+    """Return the process that holds the exclusive flock on an open file, where the system says so."""
+    found = os.fstat(fd)
+    file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
+        for line in locks:
+            match line.split():
+                case [_, "FLOCK", _, "WRITE", pid, where, *_] if where == file and int(pid) > 0:
+                    return int(pid)
+    return None
 
 
 # -- what locked files say --------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class Limit:
 
     def try_insert(self, count: int) -> bool:
         """Admit `count` rows if they may be inserted now."""
-        with files.locked(self._fd):
+        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
             counts = self._read()
             if count and not self._may_insert(counts, count):
                 dead = [producer for producer in counts.admitted if is_dead(self._dir_fd, producer)]
@@ -111,7 +111,7 @@ class Limit:
         """
         if self._fd < 0:
             return
-        with files.locked(self._fd):
+        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
             counts = self._read()
             counts.inserted += max(count, 0)
             counts.admitted[self._producer] = max(counts.admitted.get(self._producer, 0) - abs(count), 0)
@@ -119,7 +119,7 @@ class Limit:
 
     def try_sample(self, count: int) -> bool:
         """Count `count` rows as sampled if they may be; a negative count gives them back."""
-        with files.locked(self._fd):
+        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
             counts = self._read()
             if count > 0 and not self.rule.may_sample(counts.inserted, counts.sampled, count):
                 return False
