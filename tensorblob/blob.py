@@ -571,8 +571,9 @@ def append_to(
     where = _path_of(path)
     if _is_absent(where):
         asked = _asked_schema(dtype, shape, schema, block_rows, None, max_rows, max_bytes)
-        if asked is not None:
-            create.create(where, asked, metadata=check_metadata(metadata), retention=Retention(max_rows, max_bytes))
+        if asked is None:
+            raise FileNotFoundError(f"Blob not found: {where!r}; give dtype= and shape=, or schema=, to create it")
+        create.create(where, asked, metadata=check_metadata(metadata), retention=Retention(max_rows, max_bytes))
     options |= {"dtype": dtype, "shape": shape, "schema": schema, "block_rows": block_rows}
     options |= {"max_rows": max_rows, "max_bytes": max_bytes, "metadata": metadata}
     return TensorBlob.open(where, "a", **options)

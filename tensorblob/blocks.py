@@ -3,7 +3,8 @@
 A block is created (or adopted from another blob) before any edit names it, and taken back if the edit is not
 committed. It stays open until it is sealed and synced. A file whose sync failed is poisoned: it is never synced
 again, and its rows have to move. Once nothing names a block any more it is dead, and is unlinked when no generation
-in which it was live is pinned.
+in which it was live is pinned. Blocks may also be staged: filled while no edit names them, for one that will. What peers
+commit in their turns is learned, so that each of them knows all blocks and when they were born.
 
 This class decides nothing: the writer says when to sync, what is committed, and which generation begins.
 """

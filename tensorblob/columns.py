@@ -224,11 +224,6 @@ class MappedColumn(ColumnRows):
             with contextlib.suppress(ReservationRefused):
                 self._private.will_need(start, stop)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Fault the pages of these rows in before they are gathered from."""
-        with contextlib.suppress(ReservationRefused):
-            self._shared.prefetch(start, stop)
-
 
 class _Piecewise(ColumnRows):
     """Reads span by span: `_rows` lends the rows of one."""

@@ -4,13 +4,16 @@ A blob is a directory:
 
     schema.json              immutable: what the blob holds
     manifest.000001          append-only log of edits; the highest number is current
-    writer.lock              flock'ed for as long as a writer lives; its text names that writer, for error messages only
-    commit.lock              reserved for writers that share a blob
+    writer.lock              flock'ed for as long as a writer lives: exclusively by a sole one, shared by those that share
+    commit.lock              flock'ed by one of those that share, for each of its turns
     blocks/<column>/<id>     rows of one column; <column> is the dotted field name, "data" for the unnamed field
     producers/<producer>     one file per live writer, flock'ed by it
-    cursors/                 reserved for durable consumer positions
+    cursors/<name>.json      how far a consumer has read
+    cursors/.<name>.lock     flock'ed by that consumer for as long as it lives
+    cursors/limiter.<name>.lock  the counts of a rate limiter, flock'ed while they are changed
 
-A name that begins with a dot is unfinished work, to be renamed, and means nothing to a reader. Block ids are
+A name that begins with a dot is unfinished work or a lock, and means nothing to who reads rows. Lock files are permanent.
+What is written in them, and in producers/, is JSON that informs; if it is missing or torn nothing is lost. Block ids are
 <producer>-<n>, letters and digits on both sides of the dash, and are never used twice. All integers are decimal JSON
 numbers; "checksum" is always CRC-32C (Castagnoli). Columns are numbered from 0 in the order of the schema's fields.
 
@@ -113,12 +116,31 @@ size; elsewhere there is a seam. Writers leave seams only where blocks of anothe
 
 Writing
 -------
-The one writer holds an exclusive flock on writer.lock, and a file in producers/ that it locked before it got its name. It
-writes rows only beyond the committed length of a tail or patch block that was written in this boot, to which nothing was
-cut, and that has one link; else it begins a new block. It appends an edit only once its rows are in the block files, and
-begins a generation by syncing everything that the checkpoint will name, writing and syncing the file under a hidden name,
-renaming it, and syncing the directory; after that it may unlink blocks that are named by no manifest that is pinned. A block
-whose producer is not live and that no manifest names is garbage.
+A sole writer holds an exclusive flock on writer.lock (whose text, {pid, host}, names it), and has all turns. Writers that
+share the blob hold it shared, and write to the blob in turns: a turn is an exclusive flock on commit.lock, and begins by
+applying what others have appended, in whatever generation is current by then. If a sync of theirs failed, commit.lock says
+{"generation": g, "poisoned": [id, ...]}: nobody appends to generation g any more, and the rows of those blocks have to move.
+Who shares a blob commits at one durability.
+
+A writer also holds an exclusive flock on a file in producers/, from before that gets its name. It says {pid, host,
+consumers, max_lag_rows, durability, retain_for}: who waits for which cursors. A writer that closes removes the file, or hides
+it by a dot if it leaves garbage; one whose file is there and not locked has died.
+
+In its turn a writer writes rows only beyond the committed length of a tail or patch block that was written in this boot, to
+which nothing was cut, and that has one link; else it begins a new block. It appends an edit only once its rows are in the
+block files, and begins a generation by syncing everything that the checkpoint will name, writing and syncing the file under a
+hidden name, renaming it, and syncing the directory; after that it may unlink blocks that are named by no manifest that is
+pinned. Without a turn a writer may fill blocks of its own (their ids begin with its producer) that no manifest names yet:
+they are staged, until an edit names them. A block whose producer is not live and that no manifest names is garbage.
+
+Consumers
+---------
+cursors/<name>.json is {"row": r, "history": h, "crc32c": "<8 lower-case hex digits>"}: rows before r, as they were in history
+h, are done. The checksum is that of the text "<r> <h>". It is replaced by renaming cursors/.<name>.json, synced, and the
+directory is synced. A consumer resumes at r if no history since h began at a row before r.
+
+A limiter's file is {"inserted": rows, "sampled": rows, "admitted": {producer: rows}}: rows that were let in and are not
+committed yet count for as long as their producer lives.
 """
 
 from __future__ import annotations

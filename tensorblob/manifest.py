@@ -4,9 +4,9 @@
 `Manifest` is the writer's end: `append` is the one commit point of every change. Generations follow each other by
 rename: a new one is written aside and synced before it gets its name, so the highest number is always whole.
 
-Invariants: only the holder of `writer.lock` has a `Manifest`; a generation is removed only by who got it locked
-exclusively while the next one was in place, oldest first (so g + 1 exists for as long as g does); a `Log` lets its
-pin go only by closing.
+Invariants: a `Manifest` is appended to only by the sole holder of `writer.lock`, or in a turn; a generation is removed
+only by who got it locked exclusively while the next one was in place, oldest first (so g + 1 exists for as long as g
+does); a `Log` lets its pin go only by closing.
 """
 
 from __future__ import annotations

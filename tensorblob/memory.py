@@ -45,7 +45,6 @@ _MAP_ANONYMOUS = mmap.MAP_ANONYMOUS
 _NOTHING = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
 _MADV_WILLNEED = 3
 _MADV_DONTNEED = 4
-_MADV_POPULATE_READ = 22
 _NOWHERE = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -462,15 +461,6 @@ class Layout:
             end = self.address(before.stop - 1) + self.field.row_nbytes
             if end % PAGE_NBYTES:
                 _madvise(end // PAGE_NBYTES * PAGE_NBYTES, PAGE_NBYTES, _MADV_DONTNEED)
-
-    def prefetch(self, start: int, stop: int) -> None:
-        """Fault the pages of rows `start` to `stop` in, in as few kernel calls as there are runs; a hint, never an
-        error.
-        """
-        self.ensure(start, stop)
-        for low, high in self.runs(start, stop):
-            address = self.address(low) // PAGE_NBYTES * PAGE_NBYTES
-            _madvise(address, self.address(high - 1) + self.field.row_nbytes - address, _MADV_POPULATE_READ)
 
     def will_need(self, start: int, stop: int) -> None:
         """Have the kernel begin to read rows `start` to `stop` in; a hint that waits for nothing."""

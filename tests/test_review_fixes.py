@@ -282,7 +282,7 @@ def read_every_way(blob: tb.TensorBlob, values: Callable[[Any], list[int]]) -> I
     yield values(blob.gather(index[:3], out=blob[:3])), index[:3].tolist()
     for column in blob._table.state[1]:
         if isinstance(column, MappedColumn):
-            column.prefetch(0, count)
+            column.will_need(0, count)
     for low, high in ((0, 3), (5, 13), (count - 6, count)):
         for run in blob.runs(low, high):
             yield values(blob.view(*run)), list(range(*run))
@@ -625,6 +625,14 @@ def _load(path: Path) -> list[int]:
 @pytest.mark.slow
 def test_a_data_loader_reads_by_a_selection_in_a_spawned_worker(tmp_path: Path) -> None:
     assert elsewhere(_load, create_fields(tmp_path / "x.blob", 10)) == list(range(10))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_data_loader_makes_batches_of_rows_with_several_fields(workers: int, tmp_path: Path) -> None:
+    with tb.TensorBlob.open(create_fields(tmp_path / "x.blob", 10)) as blob:
+        batches = list(torch.utils.data.DataLoader(blob, batch_size=4, num_workers=workers))  # type: ignore[arg-type]
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        assert torch.equal(torch.cat([batch["next", "z"] for batch in batches]), blob[:]["next", "z"])
 
 
 # ---- rows that are none
@@ -1017,3 +1025,15 @@ def test_a_batch_that_another_thread_writes_meanwhile_is_not_mistaken_for_ones_o
                 break
             assert numbers(blob[count:]) == [9, 3, 3, 3, 1], nth
     assert nth > 3
+
+
+# ---- what a newcomer forgets
+
+
+@pytest.mark.anyio
+async def test_whoever_would_create_a_blob_without_saying_of_what_is_told_so(tmp_path: Path) -> None:
+    for opening in (tb.open_writer(tmp_path / "x.blob"), tb.open_producer(tmp_path / "x.blob", dtype="int64")):
+        with pytest.raises(FileNotFoundError, match="dtype= and shape=, or schema=, to create it"):
+            async with opening:
+                pass
+    assert not (tmp_path / "x.blob").exists()
