@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-from collections.abc import Awaitable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import anyio.to_thread
 import pytest
 import torch
 from api_support import process
-from disk import without_platters
 from live_support import (
     add_ints,
     at_every_wait,
@@ -24,6 +22,8 @@ from live_support import (
     ints,
     limited,
     open_files,
+    outcome,
+    received,
     some_turns,
     until,
     write_ints,
@@ -33,12 +33,7 @@ import tensorblob as tb
 from tensorblob import async_reader, doorbell
 from tensorblob.writer import Writer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("no_platters")]
 
 
 @pytest.fixture
@@ -55,13 +50,6 @@ def bell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "polling":
         monkeypatch.setattr(doorbell, "inotify", None)
     return str(request.param)
-
-
-async def outcome(work: Awaitable[Any], into: list[Any]) -> None:
-    try:
-        into.append(await work)
-    except Exception as error:
-        into.append(error)
 
 
 # ---- processes
@@ -82,11 +70,6 @@ def create_after(connection: Connection, path: Path) -> None:
     connection.recv()
     create_ints(path, 3)
     connection.send("created")
-
-
-async def received(connection: Connection) -> Any:
-    await until(connection.poll)
-    return connection.recv()
 
 
 # ---- waiting

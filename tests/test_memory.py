@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from api_support import SHAPE, create, elsewhere, numbers, process, rows, stored
-from disk import without_platters
 from tensordict import MemoryMappedTensor, TensorDict
 
 import tensorblob as tb
@@ -23,13 +22,10 @@ from tensorblob import memory
 from tensorblob.columns import BlockCache
 from tensorblob.schema import _DTYPES, HUGE_PAGE_NBYTES
 
+pytestmark = pytest.mark.usefixtures("no_platters")
+
 ROW_NBYTES = 4096
 WAYS: list[dict[str, Any]] = [{}, {"io": "pread"}, {"max_cached_blocks": 2}]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
 
 
 @pytest.fixture

@@ -20,13 +20,10 @@ from disk import Act, put_between, without_platters
 
 import tensorblob as tb
 
+pytestmark = pytest.mark.usefixtures("no_platters")
+
 SCHEMA = {"commit": "int64", "place": "int64", "count": "int64", "more": ("float32", (600,))}
 WAYS: list[dict[str, Any]] = [{}, {"io": "pread"}, {"max_cached_blocks": 3}]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
 
 
 def commit(number: int) -> dict[str, torch.Tensor]:

@@ -16,16 +16,13 @@ import anyio
 import pytest
 import torch
 from api_support import complaint, create, elsewhere, numbers, process, rows, stored
-from disk import put_between, without_platters
+from disk import put_between
 
 import tensorblob as tb
 
+pytestmark = pytest.mark.usefixtures("no_platters")
+
 SHAPE = (512,)  # int64: a page
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
 
 
 def batch(who: int, number: int, count: int) -> torch.Tensor:

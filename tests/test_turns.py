@@ -16,19 +16,13 @@ import anyio
 import anyio.to_thread
 import pytest
 from api_support import process
-from disk import without_platters
 from live_support import create_ints, ints, limited, open_files, stored_ints, until, write_ints
 
 import tensorblob as tb
 from tensorblob import files
 from tensorblob.turns import TimedLock
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_platters")]
 
 
 @pytest.fixture
