@@ -589,6 +589,7 @@ async def test_a_transaction_and_a_large_append_wait_for_consumers_but_are_let_i
 # ---- consumers that die
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["wait", "raise", "drop"])
 @limited
 async def test_a_dead_consumer_is_waited_for_told_or_dropped(anyio_backend: str, way: str, tmp_path: Path) -> None:

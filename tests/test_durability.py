@@ -707,6 +707,7 @@ def faults() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "broken disk", {"error": errno.EIO, "lasting": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("no_background_flush")
@@ -771,6 +772,7 @@ def outcome(change: Callable[[], object]) -> BaseException | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["create", "copy"])
 def test_a_blob_whose_making_fails_anywhere_is_whole_or_absent(
     make: str, path: Path, disk: Disk, no_background_flush: None
@@ -805,6 +807,7 @@ def test_a_blob_whose_making_fails_anywhere_is_whole_or_absent(
     assert not list(path.parent.glob(".*")), "nothing unfinished is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["append in the tail", "append over blocks", "overwrite", "transaction", "extend", "truncate"]
 )

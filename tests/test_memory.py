@@ -204,6 +204,7 @@ def descriptors() -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_nothing_leaks_over_many_opens_refreshes_and_trims(way: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "x.blob"

@@ -6,6 +6,7 @@ or commits what it had staged. A list of rows still explains all of it.
 
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
@@ -119,7 +120,7 @@ class SeveralFields(PeersMachine):
     batch = st.integers(0, 6)
 
 
-TestPeersAreOneListOfRows = PeersMachine.TestCase
-TestPeersOfSeveralFieldsAreOneListOfRows = SeveralFields.TestCase
+TestPeersAreOneListOfRows = pytest.mark.slow(PeersMachine.TestCase)
+TestPeersOfSeveralFieldsAreOneListOfRows = pytest.mark.slow(SeveralFields.TestCase)
 TestPeersAreOneListOfRows.settings = settings(MODEST, max_examples=25)
 TestPeersOfSeveralFieldsAreOneListOfRows.settings = MODEST

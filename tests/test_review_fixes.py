@@ -290,6 +290,7 @@ def read_every_way(blob: tb.TensorBlob, values: Callable[[Any], list[int]]) -> I
     yield values(torch.stack(list(blob))), list(range(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [18, 26, 120])
 def test_many_fields_and_handles_share_the_mappings_of_one_process(count: int, tmp_path: Path, maps: Maps) -> None:
     path = create_fields(tmp_path / "x.blob", count)
@@ -319,6 +320,7 @@ def test_fields_share_the_mappings_and_a_blob_with_more_blocks_than_that_is_mapp
             assert values_of(blob[:]) == list(range(count)) and maps.peak <= maps.most
 
 
+@pytest.mark.slow
 def test_a_blob_that_grows_beyond_the_mappings_is_followed_and_written_on(tmp_path: Path, maps: Maps) -> None:
     path = create_fields(tmp_path / "x.blob", 2)
     with tb.TensorBlob.open(path, "a+") as writer, tb.TensorBlob.open(path) as follower:
@@ -338,6 +340,7 @@ def test_a_blob_that_grows_beyond_the_mappings_is_followed_and_written_on(tmp_pa
     assert maps.left == 0
 
 
+@pytest.mark.slow
 def test_rows_that_were_overwritten_in_many_places_are_read_with_few_mappings(tmp_path: Path, maps: Maps) -> None:
     path = create_fields(tmp_path / "x.blob", 60, block_rows=64)
     with tb.TensorBlob.open(path, "r+") as writer, tb.TensorBlob.open(path) as follower:
@@ -352,6 +355,7 @@ def test_rows_that_were_overwritten_in_many_places_are_read_with_few_mappings(tm
     assert maps.peak <= maps.most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [0, 1, 7])
 def test_where_the_kernel_gives_no_more_mappings_rows_are_read_all_the_same(
     allowed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

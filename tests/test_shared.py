@@ -141,6 +141,7 @@ def test_writers_that_share_a_blob_make_one_order_of_commits(tmp_path: Path, dur
     assert not os.listdir(path / "producers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 300], ids=["copied", "adopted"])
 def test_staged_and_shared_writers_make_one_order_of_commits(tmp_path: Path, size: int) -> None:
     path = new_blob(tmp_path / "x.blob")

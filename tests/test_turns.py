@@ -63,6 +63,7 @@ async def stopped_peer(path: Path) -> AsyncIterator[Stopped]:
         yield Stopped(connection, child.pid)
 
 
+@pytest.mark.slow
 @limited
 async def test_whoever_waits_for_a_stopped_peers_turn_is_told_who_has_it(hasty: float, tmp_path: Path) -> None:
     path = create_ints(tmp_path / "x.blob")
