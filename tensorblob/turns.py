@@ -72,7 +72,12 @@ class Turns:
         """Begin a turn if nobody has one; it ends by `__exit__`."""
         if not self._threads.acquire(blocking=False):
             return False
-        if not self._depth and (self._fd < 0 or not files.try_lock(self._fd, shared=False)):
+        try:
+            is_ours = bool(self._depth) or (self._fd >= 0 and files.try_lock(self._fd, shared=False))
+        except BaseException:
+            self._threads.release()
+            raise
+        if not is_ours:
             self._threads.release()
             return False
         try:
@@ -88,10 +93,6 @@ class Turns:
     def trouble(self) -> Trouble | None:
         """What peers have to know; asked within a turn."""
         return files.said(self._fd, Trouble)
-
-    def report(self, trouble: Trouble) -> None:
-        """Tell the peers, within a turn."""
-        files.say(self._fd, trouble)
 
     def close(self) -> None:
         if self._fd >= 0:
