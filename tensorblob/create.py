@@ -139,8 +139,12 @@ def _begin(parent: str, name: str, aside: str) -> int:
             _remove_abandoned(parent, name)
             files.make_directory(aside)
             dir_fd = files.open_directory(aside)
-            if not files.try_lock(dir_fd, shared=False):
-                raise AssertionError("nobody else has the name")
+            try:
+                if not files.try_lock(dir_fd, shared=False):
+                    raise AssertionError("nobody else has the name")
+            except BaseException:
+                os.close(dir_fd)
+                raise
             return dir_fd
     finally:
         os.close(parent_fd)

@@ -509,11 +509,14 @@ def share_writer_lock(path: str, timeout_s: float) -> int:
     """
     fd = open_for_append(path)
     deadline = time.monotonic() + timeout_s
-    while not try_lock(fd, shared=True):
-        if time.monotonic() >= deadline:
-            os.close(fd)
-            raise WriterBusy(f"A sole writer holds {path!r}; let it open the blob with shared=True, too")
-        time.sleep(0.01)
+    try:
+        while not try_lock(fd, shared=True):
+            if time.monotonic() >= deadline:
+                raise WriterBusy(f"A sole writer holds {path!r}; let it open the blob with shared=True, too")
+            time.sleep(0.01)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -201,14 +201,17 @@ def open_block(dir_fd: int, field: Field, block: str, rows: int) -> int:
         if not isinstance(error, FileNotFoundError) and error.errno not in (20, 40):  # ENOTDIR, ELOOP
             raise
         raise Corrupt("A block with committed rows is missing", path=files.path_of(dir_fd, path)) from error
-    size = files.size_of(fd)
-    if size < rows * field.row_nbytes:
+    try:
+        size = files.size_of(fd)
+        if size < rows * field.row_nbytes:
+            raise Corrupt(
+                f"A block holds {size} bytes of {rows * field.row_nbytes} that were committed",
+                path=files.path_of(dir_fd, path),
+                offset=size,
+            )
+    except BaseException:
         os.close(fd)
-        raise Corrupt(
-            f"A block holds {size} bytes of {rows * field.row_nbytes} that were committed",
-            path=files.path_of(dir_fd, path),
-            offset=size,
-        )
+        raise
     return fd
 
 

@@ -7,6 +7,7 @@ rows; the process that gets them maps the files again.
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 import weakref
@@ -65,8 +66,8 @@ def read_store(dir_fd: int, path: str) -> Store:
     try:
         data = files.read_file("schema.json", dir_fd=dir_fd)
     except OSError as error:
-        if isinstance(error, PermissionError):
-            raise
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise  # it is there, and this process cannot read it now
         raise NotABlob(f"Not a blob (it has no schema.json): {path!r}") from error
     return decode_store(data, os.path.join(path, "schema.json"))
 

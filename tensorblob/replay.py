@@ -8,6 +8,7 @@ writes: a reader serves that prefix, the next writer makes it a new history.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -33,6 +34,8 @@ from tensorblob.schema import Field
 from tensorblob.snapshot import Column, Snapshot
 
 VERIFY_NBYTES = 4 << 20
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EIO)
+"""Errors that say nothing about whether a file is there."""
 
 
 class Replay(NamedTuple):
@@ -62,7 +65,9 @@ def boot_id() -> str:
         return subprocess.run(
             ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True
         ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise  # not to know it now would mean that power was lost
         return ""
 
 

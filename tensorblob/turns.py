@@ -100,10 +100,6 @@ class Turns:
         """What peers have to know; asked within a turn."""
         return files.said(self._fd, Trouble)
 
-    def report(self, trouble: Trouble) -> None:
-        """Tell the peers, within a turn."""
-        files.say(self._fd, trouble)
-
     def close(self) -> None:
         if self._fd >= 0:
             self._lock.close()

@@ -168,7 +168,8 @@ class Writer:
         if not found.is_flushed:
             self._blocks.distrust(found.snapshot)
         is_alone = os.fstat(self._manifest.fd).st_nlink == 1
-        if found.is_same_boot and not found.is_torn and not found.is_cut and is_alone:
+        had_trouble = self._heed_trouble()
+        if found.is_same_boot and not found.is_torn and not found.is_cut and is_alone and not had_trouble:
             self._go_on(found)
         else:
             self._recover(found)
@@ -193,10 +194,8 @@ class Writer:
         assert self.turns is not None
         if self._is_untold:
             self._tell_trouble()
-        trouble = self.turns.trouble()
-        if trouble is not None and trouble.generation == self._current.generation:
-            self._blocks.poisoned |= {id for id in trouble.poisoned if self._blocks.is_known(id)}
-            self._current.is_broken = True
+        if self.turns.trouble() is not None:
+            self._heed_trouble()
         self._notice_due()
 
     def _follow_generation(self) -> None:
@@ -213,18 +212,35 @@ class Writer:
         self._settled()
 
     def _report_trouble(self) -> None:
-        """Let peers know that a sync failed; if no turn is to be had now, in the next one."""
-        if self.turns is not None:
-            self._is_untold = True
-            with contextlib.suppress(OSError), self.turns:
-                if self._is_untold:
-                    self._tell_trouble()
+        """Let peers, and whoever writes next, know that a sync failed: the kernel would not tell them. If no turn is to be
+        had now, they hear of it in the next one.
+        """
+        self._is_untold = True
+        with contextlib.suppress(OSError), self._lock:
+            if self._is_untold:
+                self._tell_trouble()
 
     def _tell_trouble(self) -> None:
-        assert self.turns is not None
         with contextlib.suppress(OSError):
-            self.turns.report(Trouble(self._current.generation, tuple(sorted(self._blocks.poisoned))))
+            fd = files.open_for_append("commit.lock", dir_fd=self.dir_fd)
+            try:
+                files.say(fd, Trouble(self._current.generation, tuple(sorted(self._blocks.poisoned))))
+            finally:
+                os.close(fd)
             self._is_untold = False
+
+    def _heed_trouble(self) -> bool:
+        """A writer had a sync fail in this generation: trust neither it nor those blocks. Return whether there was one."""
+        fd = files.open_file("commit.lock", dir_fd=self.dir_fd)
+        try:
+            trouble = files.said(fd, Trouble)
+        finally:
+            os.close(fd)
+        if trouble is None or trouble.generation != self._current.generation:
+            return False
+        self._blocks.poisoned |= {id for id in trouble.poisoned if self._blocks.is_known(id)}
+        self._current.is_broken = True
+        return True
 
     def announce(self, consumers: tuple[str, ...], max_lag_rows: int, retain_for: tuple[str, ...]) -> None:
         """Let others know that this writer waits while one of `consumers` is so many rows behind, and for whom it wants
@@ -801,10 +817,15 @@ class Writer:
                 manifest = Manifest.create(self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer)
                 self._manifest, self._snapshot, self._known_offset = manifest, snapshot, manifest.offset
             except BaseException:
-                has_begun = files.exists(manifest_name(generation), dir_fd=self.dir_fd)
+                has_begun = True  # unless we know better: then nothing more goes to the old one
+                with contextlib.suppress(OSError):
+                    has_begun = files.exists(manifest_name(generation), dir_fd=self.dir_fd)
                 old.is_broken |= has_begun
                 if self._uncommitted is None and not has_begun:
                     self._blocks.discard_created()  # what was healed is copied again, not left behind each time
+                self._notice_due()
+                if self._blocks.poisoned:
+                    self._report_trouble()
                 raise
             old.ring_doorbell(generation)
             old.close()

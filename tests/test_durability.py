@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from api_support import SHAPE, create, numbers, rows, stored
-from disk import KINDS, SPACE, SYNCS, Act, Disk, put_between
+from disk import KINDS, SPACE, SYNCS, Act, Disk, assert_never_synced_again, put_between
 
 import tensorblob as tb
 
@@ -381,17 +381,6 @@ def write_or_not(blob: tb.TensorBlob, model: list[int], batch: list[int]) -> Bas
         return error
     model += batch
     return None
-
-
-def assert_never_synced_again(disk: Disk) -> None:
-    failed: set[int] = set()
-    for act in disk.acts:
-        if act.kind == "unlink":
-            failed.discard(act.inode)  # the number goes to another file
-        if act.kind == "sync":
-            assert act.inode not in failed, f"{act} after its sync failed: the kernel may say yes and mean nothing"
-        if act.kind == "sync" and act.failed:
-            failed.add(act.inode)
 
 
 BATCHES = [[0], [1, 2], [3, 4], [5, 6, 7, 8], [9], [10, 11, 12]]
