@@ -218,5 +218,5 @@ def unlink(path: str, dir_fd: int) -> None:
     parent, name = os.path.split(path)
     gone = os.path.join(parent, f".{name}.{secrets.token_hex(4)}.gone")
     files.rename(path, gone)
+    files.sync_directory(parent)  # first: after a power loss the path may lead to all of it or to nothing, not to half
     files.remove_tree(gone)
-    files.sync_directory(parent)

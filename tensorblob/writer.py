@@ -208,6 +208,8 @@ class Writer:
         old.close()
         manifest.is_broken = found.is_torn
         self._flushed_offset = manifest.offset if found.is_flushed else -1
+        if not found.is_flushed:  # the flush was of what the generation began with, not of what followed
+            self._blocks.distrust(found.snapshot)
         self._garbage.begin(self._snapshot)
         self._settled()
 

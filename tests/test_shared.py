@@ -406,3 +406,23 @@ def test_a_snapshot_that_is_read_while_a_shared_writer_commits_takes_nothing_bac
         is_over.set()
         thread.join()
         assert appends_in(blob[:]) == [(0, number) for number in range(500)]
+
+
+def test_a_flush_covers_what_a_peer_committed_in_the_generation_that_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beginning a generation is a flush, but only of what it begins with."""
+    path = new_blob(tmp_path / "x.blob")
+    disk = put_between(monkeypatch, tmp_path)
+    monkeypatch.setattr("tensorblob.writer.MAX_EDITS", 2)
+    with (
+        tb.TensorBlob.open(path, "a", shared=True) as first,
+        tb.TensorBlob.open(path, "a", shared=True) as second,
+    ):
+        for number in range(4):
+            first.write(batch(0, number, 1))
+        written = {act.inode: act for act in disk.acts if act.kind == "write" and act.is_block}
+        mark = len(disk.acts)
+        second.flush()
+        synced = {act.inode for act in disk.since(mark, "sync")}
+        assert written and written.keys() <= synced

@@ -1,0 +1,68 @@
+"""Whatever the power takes with it, what is found is what was promised: all states of many runs, gone through one by one.
+
+Each shard is another run of a workload, drawn from its own seed; see `examine` for what counts as a state, and what is
+done with each. `TENSORBLOB_CRASH_STATES` says how many there are in all (a million by default), `TENSORBLOB_SEED` which
+runs and which states (0 by default). Where a point of a run has few enough states, all of them are taken.
+"""
+
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from examine import DEPTH, Examination
+from power import Mount
+from workloads import WORKLOADS
+
+STATES = int(os.environ.get("TENSORBLOB_CRASH_STATES", "1_000_000"))
+SEED = int(os.environ.get("TENSORBLOB_SEED", "0"))
+
+SMALL = ("create",)
+"""They have few states, and are gone through to the end."""
+RUNS = {name: 3 for name in WORKLOADS} | {"create": 2, "unlink": 1, "append": 5, "mixed": 8, "killed": 8}
+WEIGHTS = {name: 3 for name in WORKLOADS} | {"unlink": 1, "append_many_columns": 2} | dict.fromkeys(
+    ("extend", "extend_contiguous", "copy"), 1
+)
+"""Two blobs take twice the time of one."""
+TOTAL = sum(RUNS[name] * WEIGHTS[name] for name in WORKLOADS if name not in SMALL)
+SHARDS = [(name, run) for name in WORKLOADS for run in range(RUNS[name])]
+SHARDS = sorted(SHARDS, key=lambda shard: shard[1])
+
+
+@pytest.fixture(autouse=True)
+def in_one_thread() -> Iterator[None]:
+    """Tensors of a few rows gain nothing by threads; and what was loaded before is no garbage."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+
+
+def examined(workload: str, seed: int, enough: int) -> Examination:
+    print(f"{workload}: seed {seed}, {enough} states")
+    with Mount() as mount:
+        examination = Examination(mount, workload, seed, enough)
+        examination.go()
+    print(f"{examination.count} states of {len(examination.moments)} points, by depth {examination.by_depth[1:]}")
+    return examination
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_some_states_of_each_workload_are_as_promised(workload: str) -> None:
+    examination = examined(workload, SEED - 1, 100)
+    assert examination.count >= 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workload", "run"), SHARDS)
+def test_every_state_that_a_power_loss_may_leave_is_as_promised(workload: str, run: int) -> None:
+    enough = 1 << 30 if workload in SMALL else -(-STATES * WEIGHTS[workload] // TOTAL)
+    examination = examined(workload, SEED * 1000 + run, enough)
+    assert examination.count >= enough or examination.is_exhausted or workload in SMALL
+    if examination.count > 1000:
+        assert all(examination.by_depth[1 : DEPTH + 1]), "recoveries were cut short, too"
+        for path, history in examination.histories.items():
+            assert len(examination.found[path]) > len(history.states) // 2, "the power was lost all along the run"
