@@ -22,7 +22,7 @@ import torch
 import tensorblob as tb
 from tensorblob import files
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 LARGE = 40_000
 """Rows of one append that is too large to be committed on the event loop."""
 

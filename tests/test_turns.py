@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from api_support import process
-from live_support import create_ints, ints, limited, open_files, stored_ints, until, write_ints
+from live_support import LIMIT_S, create_ints, ints, limited, open_files, stored_ints, until, write_ints
 
 import tensorblob as tb
 from tensorblob import files
@@ -151,7 +151,7 @@ async def test_a_lock_that_comes_too_late_is_let_go_at_once(lock: tuple[TimedLoc
     assert not timed.acquire(0.01)
     assert not timed.try_acquire(), "the kernel may give it to the thread at any moment"
     files.unlock(other)
-    with anyio.fail_after(10):
+    with anyio.fail_after(LIMIT_S):
         await until(lambda: is_free(other) and timed.try_acquire())
 
 
@@ -163,7 +163,7 @@ async def test_who_asks_again_while_the_kernel_still_waits_gets_the_lock_that_co
     files.lock(other)
     assert not timed.acquire(0.01)
     got: list[bool] = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(LIMIT_S):
         thread = threading.Thread(target=lambda: got.append(timed.acquire(10.0)))
         thread.start()
         await until(lambda: timed._is_wanted)
@@ -187,7 +187,7 @@ async def test_a_lock_that_comes_after_the_file_was_closed_is_nobodys(tmp_path: 
     reused = files.create_file(f"{path}2")  # perhaps with the number of the file that was closed
     files.lock(reused)
     files.unlock(other)
-    with anyio.fail_after(10):
+    with anyio.fail_after(LIMIT_S):
         assert timed._thread is not None
         await until(lambda: not timed._thread.is_alive())  # type: ignore[union-attr]
         await until(lambda: is_free(other))
