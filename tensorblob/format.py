@@ -118,9 +118,10 @@ Writing
 -------
 A sole writer holds an exclusive flock on writer.lock (whose text, {pid, host}, names it), and has all turns. Writers that
 share the blob hold it shared, and write to the blob in turns: a turn is an exclusive flock on commit.lock, and begins by
-applying what others have appended, in whatever generation is current by then. If a sync of theirs failed, commit.lock says
-{"generation": g, "poisoned": [id, ...]}: nobody appends to generation g any more, and the rows of those blocks have to move.
-Who shares a blob commits at one durability.
+applying what others have appended, in whatever generation is current by then. Who shares a blob commits at one durability.
+
+If a sync failed, whoever's it was, commit.lock says {"generation": g, "poisoned": [id, ...]}: nobody appends to generation g
+any more, and the rows of those blocks have to move. (The kernel tells of it only once.)
 
 A writer also holds an exclusive flock on a file in producers/, from before that gets its name. It says {pid, host,
 consumers, max_lag_rows, durability, retain_for}: who waits for which cursors. A writer that closes removes the file, or hides
@@ -139,8 +140,9 @@ cursors/<name>.json is {"row": r, "history": h, "crc32c": "<8 lower-case hex dig
 h, are done. The checksum is that of the text "<r> <h>". It is replaced by renaming cursors/.<name>.json, synced, and the
 directory is synced. A consumer resumes at r if no history since h began at a row before r.
 
-A limiter's file is {"inserted": rows, "sampled": rows, "admitted": {producer: rows}}: rows that were let in and are not
-committed yet count for as long as their producer lives.
+A limiter's file has two places, at 0 and at 32768, which are written in turn, each a line: the checksum of what follows, a
+space, {"step": n, "inserted": rows, "sampled": rows, "admitted": {producer: rows}}. The valid line with the greater step
+counts. Rows that were let in and are not committed yet count for as long as their producer lives.
 """
 
 from __future__ import annotations
