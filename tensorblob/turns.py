@@ -55,14 +55,17 @@ class Turns:
             if not self._depth and self._fd >= 0:
                 if not self._lock.acquire(self._timeout_s):
                     raise files.busy(self._fd, "its turn to write", self._timeout_s)
-                try:
-                    self._begin()
-                except BaseException:
-                    files.unlock(self._fd)
-                    raise
+                self._start()
             self._depth += 1
         except BaseException:
             self.threads.release()
+            raise
+
+    def _start(self) -> None:
+        try:
+            self._begin()
+        except BaseException:
+            files.unlock(self._fd)
             raise
 
     def __exit__(
@@ -84,11 +87,7 @@ class Turns:
             if not self._depth:
                 if self._fd < 0 or not self._lock.try_acquire():
                     return False
-                try:
-                    self._begin()
-                except BaseException:
-                    files.unlock(self._fd)
-                    raise
+                self._start()
             self._depth += 1
             has_turn = True
             return True
