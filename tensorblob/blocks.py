@@ -122,6 +122,8 @@ class Blocks:
         """Staged blocks are named by now: from here on they are as any others that are sealed."""
         for block in blocks:
             self._births[number][block.id] = self.generation
+            if block.fd >= 0:
+                files.release_allocation(block.fd)
             block.close()
 
     def _close_full(self) -> None:

@@ -330,13 +330,15 @@ def without_platters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "sync_directory", lambda path, *, dir_fd=None: None)
 
 
-def assert_never_synced_again(disk: Disk) -> None:
+def assert_never_synced_again(disk: Disk, what: object = "") -> None:
     """After a sync failed, the kernel may say yes to the next one and mean nothing."""
-    failed: set[int] = set()
+    failed: dict[int, str] = {}
     for act in disk.acts:
         if act.kind == "unlink":
-            failed.discard(act.inode)  # the number goes to another file
+            failed.pop(act.inode, None)  # the number goes to another file
+        if act.kind == "rmdir":
+            failed = {inode: path for inode, path in failed.items() if not path.startswith(f"{act.path}/")}
         if act.kind == "sync":
-            assert act.inode not in failed, f"{act} after its sync failed: the kernel may say yes and mean nothing"
+            assert act.inode not in failed, f"{what}: {act} after its sync failed"
         if act.kind == "sync" and act.failed:
-            failed.add(act.inode)
+            failed[act.inode] = act.path
