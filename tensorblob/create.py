@@ -39,7 +39,7 @@ def create(
         edit.append(Metadata(metadata))
     if retention is not None and retention != Retention(None, None):
         edit.append(retention)
-    return _build(path, schema, lambda dir_fd: tuple(edit))
+    return build(path, schema, lambda dir_fd: tuple(edit))
 
 
 def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> None:
@@ -80,12 +80,15 @@ def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> Non
 
     if files.exists(path):
         raise FileExistsError(f"Cannot copy to {path!r}: it exists")
-    if not _build(path, store.schema, fill):
+    if not build(path, store.schema, fill):
         raise FileExistsError(f"Cannot copy to {path!r}: it exists")
 
 
-def _build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
-    """Build a blob aside and rename it to `path`; `fill(dir_fd)` adds its blocks and returns the first checkpoint."""
+def build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
+    """Build a blob aside and rename it to `path`; `fill(dir_fd)` adds its blocks and returns the first checkpoint.
+
+    Return False if another blob appeared there meanwhile.
+    """
     parent, name = os.path.split(path)
     if (outer := _blob_around(parent)) is not None:
         raise ValueError(f"Cannot make a blob inside of another: {path!r} lies in {outer!r}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -189,8 +190,18 @@ def _is_block_intact(dir_fd: int, field: Field, block: str, start: int, start_cr
         os.close(fd)
 
 
-def block_crc(fd: int, row_nbytes: int, start: int, stop: int, crc: int = 0) -> int | None:
-    """Extend `crc` by the block rows `start` to `stop` of an open file; None if the file ends before."""
+def block_crc(
+    fd: int,
+    row_nbytes: int,
+    start: int,
+    stop: int,
+    crc: int = 0,
+    on_read: Callable[[int], object] | None = None,
+) -> int | None:
+    """Extend `crc` by the block rows `start` to `stop` of an open file; None if the file ends before.
+
+    `on_read` is told of each piece how many bytes it has.
+    """
     offset, end = start * row_nbytes, stop * row_nbytes
     if files.size_of(fd) < end:
         return None
@@ -200,4 +211,6 @@ def block_crc(fd: int, row_nbytes: int, start: int, stop: int, crc: int = 0) -> 
             return None
         crc = crc32c(crc, data)
         offset += len(data)
+        if on_read is not None:
+            on_read(len(data))
     return crc
