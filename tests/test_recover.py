@@ -208,15 +208,13 @@ def test_without_the_newest_checkpoint_an_older_generation_is_read(tmp_path: Pat
     path = create(tmp_path / "x.blob", 6)
     with tb.TensorBlob.open(path) as pinned:
         with tb.TensorBlob.open(path, "r+") as blob:
-            blob.write(rows(6, 7))
-            blob.seek(0)
             blob.write(rows(50))
             blob.compact()  # which begins a generation
         assert [int(file.name[-6:]) for file in sorted(path.glob("manifest.*"))] == [1, 2]
         flip(path / "manifest.000002", 20)
         found = tb.recover(path, tmp_path / "new.blob")
         assert found.generation == 1 and not found.missing
-        assert stored(tmp_path / "new.blob") == [50, 1, 2, 3, 4, 5, 6, 7]
+        assert stored(tmp_path / "new.blob") == [50, 1, 2, 3, 4, 5]
         assert [fault.file for fault in found.faults] == ["manifest.000002"]
         assert any("generation 1 was read" in remark for remark in found.remarks)
         assert numbers(pinned[:]) == [0, 1, 2, 3, 4, 5]
