@@ -20,6 +20,7 @@ from tensorblob.edit import Block, Edit, Metadata, Op, Retention, Splice, State
 from tensorblob.errors import BlobReplaced, NotABlob
 from tensorblob.format import Store, block_path, encode_store, is_block_id, is_producer, manifest_generation
 from tensorblob.manifest import Manifest
+from tensorblob.memory import check_named
 from tensorblob.schema import Schema
 from tensorblob.snapshot import Column, Snapshot, Vector, checkpoint
 
@@ -54,6 +55,7 @@ def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> Non
         for field, column in zip(store.schema, snapshot.columns, strict=True):
             spans = column.between(snapshot.first_row, snapshot.rows)
             named = column.blocks()
+            check_named(source_dir_fd, field, named, spans)
             ids = dict.fromkeys(span.block for span in spans)
             for id in ids:
                 block = block_path(field, id)
