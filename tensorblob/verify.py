@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tensorblob import files
 from tensorblob.blob import path_of
-from tensorblob.cursors import check_name, read_position
+from tensorblob.cursors import is_name, read_position
 from tensorblob.edit import Block, Grow, Patch, State, Tail
 from tensorblob.errors import Corrupt
 from tensorblob.format import (
@@ -31,7 +31,7 @@ from tensorblob.format import (
 )
 from tensorblob.manifest import Pin, generations, pin_newest
 from tensorblob.reader import open_store
-from tensorblob.replay import apply, block_crc, replay
+from tensorblob.replay import apply, block_crc, read_log, replay
 from tensorblob.schema import Field
 from tensorblob.snapshot import Column, Snapshot
 
@@ -164,15 +164,12 @@ def _check_small_files(dir_fd: int, where: str) -> tuple[list[Fault], list[str]]
     remarks = [f"{name} is missing: writers and consumers need it" for name in absent]
     faults: list[Fault] = []
     for file in [] if "cursors" in absent else files.list_directory("cursors", dir_fd=dir_fd):
-        try:
-            name = check_name(file.removesuffix(".json"))
-        except ValueError:
-            continue
-        if file.endswith(".json"):
+        name = file.removesuffix(".json")
+        if file.endswith(".json") and is_name(name):
             try:
                 read_position(dir_fd, name)
             except Corrupt as error:
-                faults.append(_fault_of(error, where, len(files.read_file(f"cursors/{file}", dir_fd=dir_fd))))
+                faults.append(_fault_of(error, where, 0))
             except OSError as error:
                 faults.append(Fault(f"cursors/{file}", 0, 0, f"it cannot be read: {error.strerror}"))
     return faults, remarks
@@ -189,7 +186,7 @@ def read_generation(pin: Pin, dir_fd: int, store: Store, generation: int) -> Rea
     try:
         found = replay(pin.fd, dir_fd, store, generation)
     except Corrupt as error:
-        data = files.read_at(pin.fd, files.size_of(pin.fd), 0)
+        data, _ = read_log(pin.fd)
         stop, snapshot = _readable(data, seed, store, name)
         faults.append(_fault_of(error, os.path.dirname(error.path), len(data)))
         if later := sum(1 for _ in find_later_records(data[stop:], seed, stop)):
@@ -217,8 +214,6 @@ def _readable(data: bytes, seed: int, store: Store, name: str) -> tuple[int, Sna
         try:
             after = apply(snapshot, record.edit, name, stop)
         except Corrupt:
-            break
-        if len({column.stop for column in after.columns}) != 1 or not 0 <= after.first_row <= after.rows:
             break
         stop, snapshot = record.stop, after
     return stop, snapshot
@@ -252,10 +247,12 @@ class Stretch(NamedTuple):
 
 
 class BlockCheck:
-    """One block of a column: `rows` rows, with checksums `marks` by the number of rows."""
+    """One block of a column: `rows` rows, with checksums `marks` by the number of rows; spans name `used_rows` of them."""
 
-    def __init__(self, dir_fd: int, number: int, field: Field, id: str, marks: dict[int, int], rows: int) -> None:
-        self.number, self.id, self.rows = number, id, rows
+    def __init__(
+        self, dir_fd: int, number: int, field: Field, id: str, marks: dict[int, int], rows: int, used_rows: int
+    ) -> None:
+        self.number, self.id, self.rows, self.used_rows = number, id, rows, used_rows
         self.path = f"blocks/{field.directory}/{id}"
         self._dir_fd, self._field, self._row_nbytes = dir_fd, field, field.row_nbytes
         self._marks = marks
@@ -274,6 +271,12 @@ class BlockCheck:
 
     def bad(self, *, is_quick: bool = False, on_read: Callable[[int], object] | None = None) -> list[Stretch]:
         """The stretches that are not intact."""
+        bad = self._bad(is_quick, on_read)
+        if self.used_rows > self.rows:
+            bad.append(Stretch(self.rows, self.used_rows, "no checksum covers these rows"))
+        return bad
+
+    def _bad(self, is_quick: bool, on_read: Callable[[int], object] | None) -> list[Stretch]:
         try:
             fd = files.open_file(block_path(self._field, self.id), dir_fd=self._dir_fd)
         except FileNotFoundError:
@@ -315,8 +318,7 @@ class BlockCheck:
 
 
 def block_checks(dir_fd: int, store: Store, found: Reading) -> Iterator[BlockCheck]:
-    """The blocks that hold the rows of a snapshot. Spans that cannot be are added to the faults of `found`."""
-    name = manifest_name(found.generation)
+    """The blocks that hold the rows of a snapshot."""
     for number, (field, column) in enumerate(zip(store.schema, found.snapshot.columns, strict=True)):
         named = column.blocks()
         used: dict[str, int] = {}
@@ -325,9 +327,7 @@ def block_checks(dir_fd: int, store: Store, found: Reading) -> Iterator[BlockChe
         for id in sorted(_needed(column, found.snapshot), key=lambda id: (len(id), id)):
             rows, crc = named.get(id, (0, 0))
             found.marks[number].setdefault(id, {})[rows] = crc
-            if (stop := used.get(id, 0)) > rows:
-                found.faults.append(Fault(name, 0, found.stop, f"rows to {stop} of block {id} are used, it has {rows}"))
-            yield BlockCheck(dir_fd, number, field, id, found.marks[number][id], rows)
+            yield BlockCheck(dir_fd, number, field, id, found.marks[number][id], rows, used.get(id, 0))
 
 
 def _needed(column: Column, snapshot: Snapshot) -> set[str]:
