@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from tensorblob.errors import DiskFull, ReadOnlyStore, SyncFailed, WriterBusy
+from tensorblob.errors import Corrupt, DiskFull, ReadOnlyStore, SyncFailed, WriterBusy
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
@@ -36,6 +36,7 @@ STOPPED_S = 10.0
 """Who holds a lock of moments for so long was stopped."""
 COPY_NBYTES = 8 << 20
 READ_NBYTES = 16 << 10
+SPARSE_NBYTES = 16 << 20
 _IOV_MAX = 1024
 _FALLOC_FL_KEEP_SIZE = 1
 _FICLONE = 0x40049409
@@ -70,8 +71,20 @@ def explained(what: str) -> Iterator[None]:
 
 
 def open_directory(path: str, *, dir_fd: int | None = None) -> int:
+    """Open a directory; below another one a symlink, or anything else, is refused as `Corrupt`."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if dir_fd is not None else 0)
-    return os.open(path, flags, dir_fd=dir_fd)
+    try:
+        return os.open(path, flags, dir_fd=dir_fd)
+    except OSError as error:
+        if dir_fd is None or error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise Corrupt("Not a directory of the blob's own", path=path_of(dir_fd, path)) from error
+
+
+def check_directory(path: str, *, dir_fd: int) -> None:
+    """Raise `Corrupt` if `path` is there, and no directory but perhaps a symlink to one: paths through it lead elsewhere."""
+    if exists(path, dir_fd=dir_fd) and not is_directory(path, dir_fd=dir_fd):
+        raise Corrupt("Not a directory of the blob's own", path=path_of(dir_fd, path))
 
 
 def make_directory(path: str, *, dir_fd: int | None = None) -> None:
@@ -79,8 +92,10 @@ def make_directory(path: str, *, dir_fd: int | None = None) -> None:
         os.mkdir(path, dir_fd=dir_fd)
 
 
-def path_of(dir_fd: int, path: str) -> str:
+def path_of(dir_fd: int | None, path: str) -> str:
     """The full path of `path` below an open directory, for messages; `path` itself where the system does not say."""
+    if dir_fd is None:
+        return path
     try:
         if sys.platform == "linux":
             return os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
@@ -119,6 +134,8 @@ def unlink(path: str, *, dir_fd: int | None = None, missing_ok: bool = False) ->
     except FileNotFoundError:
         if not missing_ok:
             raise
+    except IsADirectoryError as error:
+        raise Corrupt("Not a regular file", path=path_of(dir_fd, path)) from error
 
 
 def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
@@ -144,9 +161,28 @@ def is_directory(path: str, *, dir_fd: int | None = None) -> bool:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+_NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG})
+
+
+def _open_regular(path: str, flags: int, dir_fd: int | None) -> int:
+    """Open a regular file. Whatever else lies there (a symlink, a pipe, a directory) is refused as `Corrupt`, and not waited
+    for.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        raise Corrupt(f"Not a regular file: {error.strerror}", path=path_of(dir_fd, path)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Corrupt("Not a regular file", path=path_of(dir_fd, path))
+    return fd
+
+
 def open_file(path: str, *, dir_fd: int | None = None) -> int:
-    """Open a file for reading; a symlink is refused."""
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+    """Open a file for reading; what is no regular file is `Corrupt`, a symlink too."""
+    return _open_regular(path, os.O_RDONLY, dir_fd)
 
 
 def read_at(fd: int, nbytes: int, offset: int) -> bytes:
@@ -167,6 +203,23 @@ def read_on(fd: int, offset: int) -> bytes:
     if len(data) < READ_NBYTES:
         return data
     return data + read_at(fd, size_of(fd) - offset - len(data), offset + len(data))
+
+
+def read_data(fd: int) -> list[tuple[int, bytes]]:
+    """Return what an open file holds, as (offset, bytes); of a large file only what is not a hole, where the system tells."""
+    size = size_of(fd)
+    if size <= SPARSE_NBYTES:
+        return [(0, read_at(fd, size, 0))]
+    parts, stop = [], 0
+    try:
+        while stop < size:
+            start = os.lseek(fd, stop, os.SEEK_DATA)
+            stop = os.lseek(fd, start, os.SEEK_HOLE)
+            parts.append((start, read_at(fd, stop - start, start)))
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which says that no data follows
+            return [(0, read_at(fd, size, 0))]
+    return parts
 
 
 def read_into(fd: int, buffer: Any, offset: int) -> int:
@@ -206,13 +259,13 @@ def create_file(path: str, *, dir_fd: int | None = None) -> int:
 def open_for_append(path: str, *, dir_fd: int | None = None) -> int:
     """Open an existing file for reading and writing; it is not changed."""
     with explained(f"Cannot open {path!r} for writing"):
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+        return _open_regular(path, os.O_RDWR, dir_fd)
 
 
 def open_or_create(path: str, *, dir_fd: int | None = None) -> int:
     """Open a file for reading and writing; it is made, empty, if it is not there."""
     with explained(f"Cannot open {path!r} for writing"):
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+        return _open_regular(path, os.O_RDWR | os.O_CREAT, dir_fd)
 
 
 def replace_file(path: str, data: bytes, *, dir_fd: int | None = None) -> None:
@@ -455,7 +508,7 @@ def said(fd: int, kind: type[T]) -> T | None:
     """Return what a small open file says, or None if that is nothing, or was torn by a power loss."""
     try:
         return msgspec.json.decode(read_at(fd, SAID_NBYTES, 0).rstrip(b"\0"), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -481,6 +534,8 @@ def lock_writer(path: str, timeout_s: float) -> FileLock:
 
     Raises `WriterBusy` if it stays taken for `timeout_s` seconds, `ReadOnlyStore` if the file cannot be written.
     """
+    if os.path.lexists(path):
+        os.close(open_file(path))
     lock = FileLock(path, timeout=timeout_s, thread_local=False, fallback_to_soft=False, poll_interval=0.01)
     try:
         with explained(f"Cannot lock {path!r}"):

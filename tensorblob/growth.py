@@ -335,6 +335,9 @@ class Growth:
         given).
         """
         count = sum(span.stop - span.start for span in spans)
+        if count * self.row_nbytes > files.COPY_NBYTES:
+            for span in spans:  # no memory is asked for on behalf of rows that are not there
+                os.close(open_block(self._dir_fd if dir_fd is None else dir_fd, self.field, span.block, span.stop))
         rows = np.empty((count, *self.field.shape), self._dtype)
         if not count:
             return rows

@@ -74,7 +74,7 @@ def read_store(dir_fd: int, path: str) -> Store:
 
 def open_store(path: str) -> tuple[int, Store]:
     """Open a blob's directory; return its descriptor and what it is. `FileNotFoundError` or `NotABlob` if
-    it is none.
+    it is none, `Corrupt` if a directory in it is somewhere else.
     """
     try:
         dir_fd = files.open_directory(path)
@@ -83,7 +83,10 @@ def open_store(path: str) -> tuple[int, Store]:
     except NotADirectoryError:
         raise NotABlob(f"Not a blob (it is no directory): {path!r}") from None
     try:
-        return dir_fd, read_store(dir_fd, path)
+        store = read_store(dir_fd, path)
+        for name in ("blocks", "producers", "cursors", *(f"blocks/{field.directory}" for field in store.schema)):
+            files.check_directory(name, dir_fd=dir_fd)
+        return dir_fd, store
     except BaseException:
         os.close(dir_fd)
         raise

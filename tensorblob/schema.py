@@ -20,6 +20,8 @@ BLOCK_NBYTES = 128 << 20
 MAX_BLOCK_NBYTES = 256 << 20
 MAX_ASKED_NBYTES = 1 << 40
 MAX_NAME_NBYTES = 200
+MAX_DIMENSIONS = 30
+"""Of one row; numpy's arrays have at most 32, and rows come in batches."""
 
 FieldSpec: TypeAlias = "str | torch.dtype | tuple[str | torch.dtype, int | tuple[int, ...]]"
 
@@ -148,6 +150,8 @@ def _normal_shape(shape: object) -> tuple[int, ...]:
         raise TypeError(f"shape must be an int or a tuple of ints, got {shape!r}")
     if any(size < 1 for size in shape):
         raise ValueError(f"shape must have positive sizes (a row needs at least one byte), got {tuple(shape)!r}")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"shape must have at most {MAX_DIMENSIONS} sizes, got {len(shape)}")
     return tuple(shape)
 
 

@@ -172,7 +172,9 @@ class Filled:
                 assert await self.try_append(append), "so it is for the next writer"
         self.check()
         with tb.TensorBlob.open(self.path) as last:
-            assert set(os.listdir(self.path / "blocks" / "data")) == last.snapshot.columns[0].live(), "no garbage is left"
+            assert set(os.listdir(self.path / "blocks" / "data")) == last.snapshot.columns[0].live(), (
+                "no garbage is left"
+            )
         assert not os.listdir(self.path / "producers")
         assert len(self.acknowledged) * 4096 > DISK_NBYTES // 2, "a disk is not full while half of it is free"
 

@@ -61,7 +61,9 @@ def payload(head: torch.Tensor) -> torch.Tensor:
 def appends_in(found: Any, first_row: int, *, is_ring: bool) -> list[tuple[int, int, int, int]]:
     """The appends in these rows as (slot, number, start, stop), all whole but the first of a ring."""
     head = found["head"]
-    assert torch.equal(found["payload"], payload(head)), "all columns of a row are of one append, and as they were written"
+    assert torch.equal(found["payload"], payload(head)), (
+        "all columns of a row are of one append, and as they were written"
+    )
     lines, seen, position = head.tolist(), [], 0
     while position < len(lines):
         slot, number, place, count = lines[position]
@@ -273,7 +275,9 @@ class Checker:
 
     def hear(self, told: Iterator[tuple[int, ...]]) -> None:
         for slot, number, start, stop in told:
-            assert self.places.setdefault((slot, number), (start, stop)) == (start, stop), "a repeated append gets its rows"
+            assert self.places.setdefault((slot, number), (start, stop)) == (start, stop), (
+                "a repeated append gets its rows"
+            )
             self.acknowledged[slot] = max(number, self.acknowledged.get(slot, -1))
 
     def check(self) -> None:
@@ -321,7 +325,9 @@ class Checker:
             pass
         self.reader = self.setting.open("r")
         for column, name in zip(self.reader.snapshot.columns, SCHEMA, strict=True):
-            assert set(os.listdir(path / "blocks" / name)) == column.live(), f"{self.setting}: no garbage, nothing missing"
+            assert set(os.listdir(path / "blocks" / name)) == column.live(), (
+                f"{self.setting}: no garbage, nothing missing"
+            )
         assert not os.listdir(path / "producers") and len(list(path.glob("manifest.*"))) == 1
         assert not list(path.glob(".*")) and not list(path.parent.glob(".*"))
 

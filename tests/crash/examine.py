@@ -77,9 +77,7 @@ class Examination:
         while True:
             yield moment.any(self.rng)
 
-    def look(
-        self, image: Image, moment: Moment, histories: dict[str, History], depth: int, where: str
-    ) -> None:
+    def look(self, image: Image, moment: Moment, histories: dict[str, History], depth: int, where: str) -> None:
         try:
             print_key = image.fingerprint()
             if (known := self._seen.get(print_key)) is not None:

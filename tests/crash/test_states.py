@@ -21,8 +21,10 @@ SEED = int(os.environ.get("TENSORBLOB_SEED", "0"))
 SMALL = ("create",)
 """They have few states, and are gone through to the end."""
 RUNS = {name: 3 for name in WORKLOADS} | {"create": 2, "unlink": 1, "append": 5, "mixed": 8, "killed": 8}
-WEIGHTS = {name: 3 for name in WORKLOADS} | {"unlink": 1, "append_many_columns": 2} | dict.fromkeys(
-    ("extend", "extend_contiguous", "copy"), 1
+WEIGHTS = (
+    {name: 3 for name in WORKLOADS}
+    | {"unlink": 1, "append_many_columns": 2}
+    | dict.fromkeys(("extend", "extend_contiguous", "copy"), 1)
 )
 """Two blobs take twice the time of one."""
 TOTAL = sum(RUNS[name] * WEIGHTS[name] for name in WORKLOADS if name not in SMALL)

@@ -344,7 +344,6 @@ class Run:
         """Another writer of the same blob."""
         return Scribe(self, scribe.history, "r+", power=self.power if power is None else power, **options)
 
-
     @contextmanager
     def killed_after(self, acts: int, *scribes: Scribe) -> Iterator[None]:
         """The process is killed, by -9, in the midst of some act of the body, if it comes that far."""
