@@ -534,8 +534,7 @@ def lock_writer(path: str, timeout_s: float) -> FileLock:
 
     Raises `WriterBusy` if it stays taken for `timeout_s` seconds, `ReadOnlyStore` if the file cannot be written.
     """
-    if os.path.lexists(path):
-        os.close(open_file(path))
+    os.close(open_or_create(path))  # a regular file, with the mode that ours have
     lock = FileLock(path, timeout=timeout_s, thread_local=False, fallback_to_soft=False, poll_interval=0.01)
     try:
         with explained(f"Cannot lock {path!r}"):

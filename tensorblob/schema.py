@@ -26,8 +26,10 @@ MAX_DIMENSIONS = 30
 FieldSpec: TypeAlias = "str | torch.dtype | tuple[str | torch.dtype, int | tuple[int, ...]]"
 
 _SUB_BYTE_PREFIXES = ("bits", "quint", "qint", "float4")
+_NAMED = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+"""Every name of a dtype, its other ones too ("half"). Names that a file gives are only ever looked up here."""
 _DTYPES: dict[str, torch.dtype] = {}
-for _dtype in {value for value in vars(torch).values() if isinstance(value, torch.dtype)}:
+for _dtype in set(_NAMED.values()):
     _name = str(_dtype).removeprefix("torch.")
     _is_sub_byte = _name.startswith(_SUB_BYTE_PREFIXES) or (
         _name.lstrip("u").startswith("int") and int(_name.lstrip("u")[3:]) < 8
@@ -43,8 +45,8 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     if its elements do not fill whole bytes (quantised and sub-byte dtypes).
     """
     if isinstance(dtype, str):
-        found = getattr(torch, dtype.removeprefix("torch."), None)
-        if not isinstance(found, torch.dtype):
+        found = _NAMED.get(dtype.removeprefix("torch."))
+        if found is None:
             raise ValueError(f"Unknown dtype {dtype!r}; use a torch dtype or its name, such as 'float32'")
         dtype = found
     elif not isinstance(dtype, torch.dtype):
