@@ -304,6 +304,7 @@ def put_between(monkeypatch: pytest.MonkeyPatch, root: Path) -> Disk:
     for name, module in list(sys.modules.items()):
         if name.startswith("tensorblob.") and getattr(module, "os", None) is os:
             monkeypatch.setattr(module, "os", seam)
+
     def open_text(path: str, *args: Any, **options: Any) -> Any:
         disk.look("open", path)
         return open(path, *args, **options)

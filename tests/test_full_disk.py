@@ -1,4 +1,4 @@
-"""A disk of a few MiB that is really full: the error says so, nothing that was committed is touched, and room is enough to go on.
+"""A disk of a few MiB that is really full: the error says so, nothing committed is touched, and room is enough to go on.
 
 Each way to write fills a tmpfs of its own, in a process of its own, while readers hold views of what is there: storing through
 a map would kill that process by SIGBUS, which the test would see. Then room is made, and the same handles go on; it is filled
@@ -172,7 +172,9 @@ class Filled:
                 assert await self.try_append(append), "so it is for the next writer"
         self.check()
         with tb.TensorBlob.open(self.path) as last:
-            assert set(os.listdir(self.path / "blocks" / "data")) == last.snapshot.columns[0].live(), "no garbage is left"
+            assert set(os.listdir(self.path / "blocks" / "data")) == last.snapshot.columns[0].live(), (
+                "no garbage is left"
+            )
         assert not os.listdir(self.path / "producers")
         assert len(self.acknowledged) * 4096 > DISK_NBYTES // 2, "a disk is not full while half of it is free"
 

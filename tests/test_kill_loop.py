@@ -61,7 +61,9 @@ def payload(head: torch.Tensor) -> torch.Tensor:
 def appends_in(found: Any, first_row: int, *, is_ring: bool) -> list[tuple[int, int, int, int]]:
     """The appends in these rows as (slot, number, start, stop), all whole but the first of a ring."""
     head = found["head"]
-    assert torch.equal(found["payload"], payload(head)), "all columns of a row are of one append, and as they were written"
+    assert torch.equal(found["payload"], payload(head)), (
+        "all columns of a row are of one append, and as they were written"
+    )
     lines, seen, position = head.tolist(), [], 0
     while position < len(lines):
         slot, number, place, count = lines[position]
@@ -105,28 +107,27 @@ def produce(setting: Setting, slot: int, number: int, seed: int, say: int) -> No
     def told(number: int, rows: range) -> None:
         os.write(say, ACK.pack(slot, number, rows.start, rows.stop))
 
-    async def append() -> None:
-        nonlocal number
+    async def append(first: int) -> None:
         options = {"durability": setting.durability, "timeout_s": LIMIT_S}
         while True:
             appends = chosen.randrange(1, 12)
             if way == "shared":
                 async with tb.open_writer(setting.path, shared=True, **options) as writer:
-                    for number in range(number, number + appends):
+                    for number in range(first, first + appends):
                         told(number, await writer.append(batch(slot, number), key=f"{slot}", sequence=number))
             else:
                 async with tb.open_producer(setting.path, **options) as producer:
-                    for number in range(number, number + appends):
+                    for number in range(first, first + appends):
                         rows = batch(slot, number)
                         half = len(rows["head"]) // 2
                         if half:
                             await producer.append({name: part[:half] for name, part in rows.items()})
                         await producer.append({name: part[half:] for name, part in rows.items()})
                         told(number, await producer.commit(key=f"{slot}", sequence=number))
-            number += 1
+            first += appends
 
     if way != "sole":
-        anyio.run(append)
+        anyio.run(append, number)
     while True:
         with setting.open() as blob:
             for _ in range(chosen.randrange(1, 12)):
@@ -273,7 +274,9 @@ class Checker:
 
     def hear(self, told: Iterator[tuple[int, ...]]) -> None:
         for slot, number, start, stop in told:
-            assert self.places.setdefault((slot, number), (start, stop)) == (start, stop), "a repeated append gets its rows"
+            assert self.places.setdefault((slot, number), (start, stop)) == (start, stop), (
+                "a repeated append gets its rows"
+            )
             self.acknowledged[slot] = max(number, self.acknowledged.get(slot, -1))
 
     def check(self) -> None:
@@ -321,7 +324,9 @@ class Checker:
             pass
         self.reader = self.setting.open("r")
         for column, name in zip(self.reader.snapshot.columns, SCHEMA, strict=True):
-            assert set(os.listdir(path / "blocks" / name)) == column.live(), f"{self.setting}: no garbage, nothing missing"
+            assert set(os.listdir(path / "blocks" / name)) == column.live(), (
+                f"{self.setting}: no garbage, nothing missing"
+            )
         assert not os.listdir(path / "producers") and len(list(path.glob("manifest.*"))) == 1
         assert not list(path.glob(".*")) and not list(path.parent.glob(".*"))
 
