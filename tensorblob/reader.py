@@ -87,9 +87,25 @@ def open_store(path: str) -> tuple[int, Store]:
         for name in ("blocks", "producers", "cursors", *(f"blocks/{field.directory}" for field in store.schema)):
             files.check_directory(name, dir_fd=dir_fd)
         return dir_fd, store
-    except BaseException:
-        os.close(dir_fd)
+    except BaseException as error:
+        _close_unopened(dir_fd, path, error)
         raise
+
+
+def _close_unopened(dir_fd: int, path: str, error: BaseException) -> None:
+    """Opening failed. If the blob was removed or replaced meanwhile, nothing is wrong with it: `FileNotFoundError`."""
+    try:
+        held = os.fstat(dir_fd)
+        try:
+            now = os.stat(path)
+        except FileNotFoundError:
+            is_gone = True
+        else:
+            is_gone = (now.st_dev, now.st_ino) != (held.st_dev, held.st_ino)
+    finally:
+        os.close(dir_fd)
+    if is_gone and isinstance(error, (NotABlob, OSError)):
+        raise FileNotFoundError(f"Blob not found: {path!r} was removed while it was opened") from error
 
 
 def choose_io(path: str, io: str | None) -> str:
@@ -158,8 +174,8 @@ class Reader:
                 io=self.io,
                 max_cached_blocks=max_cached_blocks,
             )
-        except BaseException:
-            os.close(self.dir_fd)
+        except BaseException as error:
+            _close_unopened(self.dir_fd, path, error)
             raise
         self._lock = forks.lock()
         self.wrap = wrap_views(path, self.store)

@@ -450,10 +450,9 @@ def shared_overwrite(trial: Trial) -> None:
     blob = trial.open("a+", shared=True)
     peer = trial.open("a", shared=True)
     peer.write(rows(16))
-    with trial.attempt([10, 11, *BEFORE[:4]], [*BEFORE, 16]):
-        with blob.transaction():
-            blob.truncate(2)
-            blob.write(rows(*BEFORE[:4]))
+    with trial.attempt([10, 11, *BEFORE[:4]], [*BEFORE, 16]), blob.transaction():
+        blob.truncate(2)
+        blob.write(rows(*BEFORE[:4]))
     trial.goes_on(peer, blob)
 
 
@@ -587,9 +586,8 @@ def copy(trial: Trial) -> None:
 @operation(at_power=False)
 def unlink(trial: Trial) -> None:
     trial.new()
-    with trial.failing():
-        with contextlib.suppress(UserWarning):
-            assert tb.TensorBlob.unlink(trial.path), "a warning says that it is not removed"
+    with trial.failing(), contextlib.suppress(UserWarning):
+        assert tb.TensorBlob.unlink(trial.path), "a warning says that it is not removed"
     if trial.path.exists():
         assert trial.stored() == BEFORE, f"{trial}: it is removed whole, or not at all"
         assert tb.TensorBlob.unlink(trial.path)
@@ -758,10 +756,9 @@ def open_a_cursor(trial: Trial) -> None:
     where = reader._reader.dir_fd
     with contextlib.closing(Cursor(where, "c")) as cursor:
         cursor.acknowledge(4, 0)
-    with trial.failing():
-        with contextlib.closing(Cursor(where, "c")) as cursor:
-            assert cursor.position == (4, 0)
-            assert [(found.name, found.is_alive) for found in consumers(where)] == [("c", True)]
+    with trial.failing(), contextlib.closing(Cursor(where, "c")) as cursor:
+        assert cursor.position == (4, 0)
+        assert [(found.name, found.is_alive) for found in consumers(where)] == [("c", True)]
     with contextlib.closing(Cursor(where, "c")) as cursor:
         assert cursor.position == (4, 0), f"{trial}: the name is free, and the position as it was"
 

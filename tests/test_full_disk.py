@@ -1,4 +1,4 @@
-"""A disk of a few MiB that is really full: the error says so, nothing that was committed is touched, and room is enough to go on.
+"""A disk of a few MiB that is really full: the error says so, nothing committed is touched, and room is enough to go on.
 
 Each way to write fills a tmpfs of its own, in a process of its own, while readers hold views of what is there: storing through
 a map would kill that process by SIGBUS, which the test would see. Then room is made, and the same handles go on; it is filled
