@@ -27,6 +27,7 @@ from tensorblob.doorbell import Doorbell
 from tensorblob.errors import RowsTrimmed, StreamFinished, WriterDied
 from tensorblob.follower import Follower
 from tensorblob.limiter import RateLimiter
+from tensorblob.offload import to_the_end
 from tensorblob.presence import presence
 from tensorblob.snapshot import Snapshot
 from tensorblob.table import Batch
@@ -69,12 +70,16 @@ async def open_reader(
     max_cached_blocks: as of `TensorBlob.open`. limiter: what `sample` has to wait for (see `limiter`). Raises as
     `TensorBlob.open` does. A cancellation leaves nothing behind.
     """
+    if wait_s is not None and not wait_s >= 0:
+        raise ValueError(f"wait_s must not be negative, got {wait_s!r}")
+    if limiter is not None and not isinstance(limiter, RateLimiter):
+        raise TypeError(f"limiter must be a RateLimiter, got {limiter!r}")
     deadline = anyio.current_time() + (wait_s or 0.0)
     pause_s = 0.01
     while True:
         try:
-            blob = await anyio.to_thread.run_sync(
-                lambda: TensorBlob.open(path, io=io, max_cached_blocks=max_cached_blocks)
+            blob = await to_the_end(
+                lambda: TensorBlob.open(path, io=io, max_cached_blocks=max_cached_blocks), undo=TensorBlob.close
             )
             break
         except FileNotFoundError:
@@ -107,6 +112,9 @@ class AsyncReader:
         self._is_watched = False
         self._news = anyio.Event()
         self._listeners = 0
+        self._samples = 0
+        """Calls of `sample` that the limiter has let in."""
+        self._is_closed = False
         self._is_cold = False
         """The last read took as long as one that waits for the disk."""
         self._moved_s = -math.inf
@@ -119,8 +127,9 @@ class AsyncReader:
             anyio.notify_closing(self._bell.fileno())
         self._bell.close()
         self._news.set()
-        if self.limit is not None:
-            self.limit.close()
+        self._is_closed = True
+        if self.limit is not None and not self._samples:
+            self.limit.close()  # else the last sample does, which may have to give its count back
         self.blob.close()
 
     # -- what is there ------------------------------------------------------------------------------------------------
@@ -171,11 +180,13 @@ class AsyncReader:
 
         Raises `StreamFinished` if the stream ends before, `WriterDied` if the writer died.
         """
+        _check_rows(rows)
         await self._wait(lambda snapshot: snapshot.rows >= rows)
         return self.snapshot()
 
     async def wait_durable(self, rows: int) -> Snapshot:
         """As `wait_rows`, until so many rows survive a power loss."""
+        _check_rows(rows)
         await self._wait(
             lambda snapshot: snapshot.durable_rows >= rows,
             is_over=lambda snapshot: snapshot.is_finished and snapshot.rows < rows,
@@ -302,16 +313,22 @@ class AsyncReader:
         the limiter, if the reader was opened with one, and until there are `length` rows. Raises `StreamFinished` if
         there never will be.
         """
-        if batch_size < 1 or (length is not None and length < 1):
-            raise ValueError(f"batch_size and length must be positive, got {batch_size!r} and {length!r}")
+        for size in (batch_size, 1 if length is None else length):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"batch_size and length must be positive ints, got {batch_size!r} and {length!r}")
         if self.limit is None:
             return await self._sample(batch_size, length, generator, fields)
         await self.limit.wait_to_sample(batch_size, self._check_stream)
+        self._samples += 1
         try:
             return await self._sample(batch_size, length, generator, fields)
         except BaseException:
-            self.limit.try_sample(-batch_size)
+            self.limit.give_back(batch_size)
             raise
+        finally:
+            self._samples -= 1
+            if self._is_closed and not self._samples:
+                self.limit.close()
 
     async def _sample(
         self,
@@ -323,11 +340,7 @@ class AsyncReader:
         span = length or 1
         if self.most_rows is not None and span > self.most_rows:
             raise ValueError(f"length is {length}, and this ring never holds more than {self.most_rows} rows")
-        if len(self.blob) < span:
-            await self._wait(lambda snapshot: len(snapshot) >= span)
-        else:
-            await anyio.lowlevel.checkpoint()
-            self.refresh()
+        await self._wait(lambda snapshot: len(snapshot) >= span)
         held = (self.blob if fields is None else self.blob.select(*fields)).held()
         snapshot = self.snapshot()
         starts = torch.randint(len(snapshot) - span + 1, (batch_size,), generator=generator)
@@ -395,6 +408,11 @@ class AsyncReader:
             on_trim=on_trim,
             on_dead_writer=on_dead_writer,
         )
+
+
+def _check_rows(rows: int) -> None:
+    if not isinstance(rows, int) or rows < 0:
+        raise ValueError(f"rows must be a count of rows, got {rows!r}")
 
 
 def _sliced(rows: Any, batch_size: int, length: int) -> Any:

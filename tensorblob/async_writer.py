@@ -12,6 +12,8 @@ raises; what was accepted is committed before the writer closes, however its `as
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import os
 import statistics
@@ -25,14 +27,14 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from tensorblob.blob import TensorBlob, append_to
 from tensorblob.edit import Finish, Key, Note, Op
-from tensorblob.errors import BlobClosed
+from tensorblob.errors import BlobClosed, OutcomeUnknown
 from tensorblob.flow import LagGate, Retainer
 from tensorblob.growth import Part, Rows
 from tensorblob.limiter import RateLimiter
+from tensorblob.offload import finished, to_the_end
 from tensorblob.snapshot import Snapshot, check_rises
 from tensorblob.writer import Writer, check_metadata
 
@@ -41,6 +43,8 @@ INLINE_NBYTES = 256 << 10
 COPY_NBYTES = 64 << 10
 """Batches of at most so many bytes are copied on entry."""
 LATENCIES = 1024
+SAY_S = 0.05
+MAX_KEY_NBYTES = 1000
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,12 @@ async def open_writer(
     Leaving the block commits what was accepted, flushes, and lets the next writer in, also on an exception or a
     cancellation. Raises as `TensorBlob.open` does, and what a flush at the end raises.
     """
-    if max_pending_bytes < 1:
+    if not max_pending_bytes >= 1:
         raise ValueError(f"max_pending_bytes must be positive, got {max_pending_bytes!r}")
+    if limiter is not None and not isinstance(limiter, RateLimiter):
+        raise TypeError(f"limiter must be a RateLimiter, got {limiter!r}")
     gate, retainer = LagGate(consumers, max_lag_rows, on_dead_consumer), Retainer(retain_for, is_shared=shared)
-    blob = await anyio.to_thread.run_sync(
+    blob = await to_the_end(
         lambda: append_to(
             path,
             dtype=dtype,
@@ -150,12 +156,14 @@ async def open_writer(
             metadata=metadata,
             timeout_s=timeout_s,
             shared=shared,
-        )
+        ),
+        undo=TensorBlob.close,
     )
     try:
         writer = AsyncWriter(blob, max_pending_bytes, gate, retainer, limiter, is_power=durability == "power")
     except BaseException:
         gate.close()
+        retainer.close()
         blob.close()
         raise
     try:
@@ -197,8 +205,9 @@ class AsyncWriter:
         self._gate.watch(self._writer.dir_fd, self._writer)
         if retainer.names or self._gate.is_active:
             self._writer.announce(*self._gate.waits_for, tuple(retainer.names))
+        self._retainer = retainer
         if retainer.names or self._writer.turns is not None:
-            retainer.dir_fd = self._writer.dir_fd
+            retainer.watch(self._writer.dir_fd)
             self._writer.keep_from = retainer.keep_from
         self.limit = None if limiter is None else limiter.open(self._writer.dir_fd, self._writer.producer)
         self._is_power = is_power
@@ -220,6 +229,7 @@ class AsyncWriter:
         self._lost: BaseException | None = None
         """Why a batch of `append_nowait` was not committed, until somebody hears of it."""
         self._threads = anyio.CapacityLimiter(1)
+        self._home = threading.get_ident()
         self._appends = self._commits = self._most = 0
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
 
@@ -304,8 +314,8 @@ class AsyncWriter:
     def _accept(self, rows: Any, metadata: dict[str, Any] | None, key: str | None, sequence: int | None) -> _Pending:
         """Check a batch. Small ones are copied here, so that a producer may reuse its buffer at once."""
         self._check_open()
-        if (key is None) != (sequence is None):
-            raise ValueError("key and sequence go together")
+        self._writer.check_outside("append")
+        check_key(key, sequence)
         columns, count = self._batches.columns(rows)
         parts: list[Sequence[Part]] = []
         nbytes = 0
@@ -318,12 +328,12 @@ class AsyncWriter:
         if metadata is not None:
             pending.metadata = check_metadata(metadata)
         if key is not None and sequence is not None:
-            if not isinstance(key, str) or not key:
-                raise TypeError(f"key must be a non-empty string, got {key!r}")
-            pending.key, pending.sequence = key, int(sequence)
+            pending.key, pending.sequence = key, sequence
         return pending
 
     def _check_open(self) -> None:
+        if threading.get_ident() != self._home:
+            raise RuntimeError("An AsyncWriter belongs to the event loop that opened it; reach it by anyio.from_thread")
         if self._is_closing:
             raise BlobClosed("I/O operation on closed blob.")
 
@@ -335,8 +345,7 @@ class AsyncWriter:
         with self._gathering:
             pending.done = self._done
             self._waiting.append(pending)
-        if len(self._waiting) == 1:
-            self._bell.set()
+        self._bell.set()
 
     async def _enter(self, pending: _Pending) -> None:
         """Wait for room, behind those who came before."""
@@ -385,7 +394,9 @@ class AsyncWriter:
     async def _settled(self, pending: _Pending) -> None:
         """Cancelled while its group is being committed: its rows are read until that is over."""
         with anyio.CancelScope(shield=True):
-            await self._done_with(pending)
+            while pending.stop < 0 and pending.error is None:
+                with contextlib.suppress(anyio.get_cancelled_exc_class()):  # asyncio's own goes through the shield
+                    await self._done_with(pending)
 
     @staticmethod
     async def _done_with(pending: _Pending) -> None:
@@ -398,14 +409,24 @@ class AsyncWriter:
     async def _commit_all(self) -> None:
         """Commit groups until the writer closes and nothing is left."""
         with anyio.CancelScope(shield=True):
-            while True:
-                while not self._waiting:
-                    assert not self._outside, "there is room when nothing waits"
-                    if self._is_closing:
-                        return
-                    await self._bell.wait()
-                    self._bell = anyio.Event()
-                await self._commit_group()
+            while self._waiting or not self._is_closing:
+                try:
+                    if self._waiting:
+                        await self._commit_group()
+                    else:
+                        assert not self._outside, "there is room when nothing waits"
+                        await self._wait_for_bell()
+                except anyio.get_cancelled_exc_class():  # by asyncio itself: its loop comes to an end
+                    self._is_closing = True
+
+    async def _wait_for_bell(self) -> None:
+        """Until something waits to be committed, or the writer closes. Others are told meanwhile what they could not be."""
+        while not self._bell.is_set() and self.limit is not None and self.limit.has_unsaid:
+            self.limit.say()
+            with anyio.move_on_after(SAY_S):
+                await self._bell.wait()
+        await self._bell.wait()
+        self._bell = anyio.Event()
 
     async def _commit_group(self) -> None:
         """Take those who wait, and commit them: here if that is quick, else in a thread.
@@ -417,13 +438,17 @@ class AsyncWriter:
             if self._is_quick(self._waiting) and self._commit_inline():
                 await anyio.lowlevel.checkpoint()
             elif self._writer.turns is None:
-                await anyio.to_thread.run_sync(self._commit, self._take(), limiter=self._threads)
+                group = self._take()
+                await finished(lambda: self._commit(group), limiter=self._threads)
             else:
-                await anyio.to_thread.run_sync(self._commit_in_turn, limiter=self._threads)
+                await finished(self._commit_in_turn, limiter=self._threads)
         except Exception as error:  # no thread to be had, or no turn: nothing of it was committed
             _fail(self._group or self._take(), error)
         finally:
             group = self._group
+            _fail(
+                group, OutcomeUnknown(errno.EINTR, "The writer was interrupted while it committed this")
+            )  # if nothing else
             now_s = anyio.current_time()
             for pending in group:
                 if pending.is_new:
@@ -470,10 +495,17 @@ class AsyncWriter:
     def _commit_in_turn(self) -> None:
         """In a thread: wait for our turn, and commit those who still wait then."""
         with self._writer.turn():
-            self._commit(self._take())
+            group = self._take()
+            self._change(group)
+        self._flush(group)  # not in the turn: the others need not wait for that
 
     def _commit(self, group: list[_Pending]) -> None:
         """Commit a group, and note in each what became of it. Runs here or in a thread; raises interrupts only."""
+        self._change(group)
+        self._flush(group)
+
+    def _change(self, group: list[_Pending]) -> None:
+        """Commit the appends of a group, and the end of the stream."""
         barriers = [pending for pending in group if pending.flushes or pending.finishes]
         try:
             self._commit_appends([pending for pending in group if not (pending.flushes or pending.finishes)])
@@ -488,6 +520,15 @@ class AsyncWriter:
         try:
             if any(barrier.finishes and barrier.error is None for barrier in barriers):
                 self._writer.change(lambda snapshot, _: [Finish(snapshot.rows)])
+        except BaseException as error:
+            _fail(barriers, error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _flush(self, group: list[_Pending]) -> None:
+        """Flush if somebody in the group asked for it; then the group is done."""
+        barriers = [pending for pending in group if (pending.flushes or pending.finishes) and pending.error is None]
+        try:
             if any(barrier.flushes for barrier in barriers):
                 self._writer.flush()
             for barrier in barriers:
@@ -521,10 +562,9 @@ class AsyncWriter:
         repeated: list[tuple[_Pending, Key]] = []
         first: dict[str, _Pending] = {}
         for pending in group:
-            if not pending.count and pending.metadata is None:
-                continue
             if pending.key is None:
-                appends.append(pending)
+                if pending.count or pending.metadata is not None:
+                    appends.append(pending)
                 continue
             try:
                 if (same := first.get(pending.key)) is not None and same.sequence >= pending.sequence:
@@ -624,7 +664,10 @@ class AsyncWriter:
         self._gate.close()
         if self.limit is not None:
             self.limit.close()
-        await anyio.to_thread.run_sync(self.blob.close, limiter=self._threads)
+        try:
+            await to_the_end(self.blob.close, limiter=self._threads)
+        finally:
+            self._retainer.close()
         self._raise_lost()
 
 
@@ -638,6 +681,22 @@ def _fail(group: list[_Pending], error: BaseException) -> None:
     for pending in group:
         if pending.stop < 0 and pending.error is None:
             pending.error = error
+
+
+def check_key(key: str | None, sequence: int | None) -> None:
+    """Raise `ValueError` or `TypeError` unless these are a producer key and its sequence number, or both None."""
+    if (key is None) != (sequence is None):
+        raise ValueError("key and sequence go together")
+    if key is None:
+        return
+    if not isinstance(key, str):
+        raise TypeError(f"key must be a string, got {key!r}")
+    if not isinstance(sequence, int) or isinstance(sequence, bool):
+        raise TypeError(f"sequence must be an int, got {sequence!r}")
+    if not 0 < len(key.encode()) <= MAX_KEY_NBYTES:
+        raise ValueError(f"key must have 1 to {MAX_KEY_NBYTES} bytes, got {len(key)} characters")
+    if not abs(sequence) < 1 << 53:
+        raise ValueError(f"sequence must be less than 2^53, got {sequence!r}")
 
 
 class _Repeated(Exception):
@@ -671,21 +730,25 @@ class Transaction:
     _parts: list[_Pending] = field(default_factory=list)
     rows: range | None = None
     """The row ids that were committed, after the block."""
+    _is_open: bool = False
 
     def append(self, rows: Any) -> None:
         """Take a copy of rows into the transaction. Raises as `AsyncWriter.append` where they do not fit."""
+        if not self._is_open:
+            raise RuntimeError("A transaction takes rows inside its `async with` block only")
         pending = self._writer._accept(rows, None, None, None)
         pending.copy()
         self._parts.append(pending)
 
     async def __aenter__(self) -> Transaction:
         self._writer._check_open()
+        self._is_open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        parts, self._parts = self._parts, []
+        parts, self._parts, self._is_open = self._parts, [], False
         if error is not None or not parts:
             return
         columns = [

@@ -272,6 +272,10 @@ class Blocks:
                 block.close()
         self.poisoned.clear()
 
+    def leave(self) -> None:
+        """From now on nothing is created or removed: the directory's descriptor is about to be closed."""
+        self._dir_fd = -1
+
     def close(self, *, is_shared: bool = False) -> None:
         """Close the files. Space that was reserved ahead is given back, unless peers may be growing them."""
         for block in self.open.values():

@@ -107,15 +107,16 @@ def is_alive(dir_fd: int, name: str) -> bool:
 class Cursor:
     """A cursor in the hand of its consumer: `acknowledge` moves it, durably; `close` lets another consumer have it.
 
-    dir_fd: the blob's directory, which stays the caller's. Raises `CursorBusy` if another consumer holds the name, and
-    `ReadOnlyStore` where cursors cannot be written.
+    dir_fd: the blob's directory, which stays the caller's: the cursor has a descriptor of its own. Raises `CursorBusy`
+    if another consumer holds the name, and `ReadOnlyStore` where cursors cannot be written.
     """
 
     def __init__(self, dir_fd: int, name: str) -> None:
-        self._fd = -1
-        self.name, self._dir_fd = name, dir_fd
-        self._fd = files.open_or_create(_lock_path(name), dir_fd=dir_fd)
+        self._fd = self._dir_fd = -1
+        self.name = name
+        self._dir_fd = os.dup(dir_fd)
         try:
+            self._fd = files.open_or_create(_lock_path(name), dir_fd=dir_fd)
             if not files.try_lock_soon(self._fd):
                 holder = files.said(self._fd, files.Holder)
                 who = "" if holder is None else f" (process {holder.pid})"
@@ -145,6 +146,7 @@ class Cursor:
             self.close()
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._dir_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._dir_fd = -1

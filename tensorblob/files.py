@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 if sys.platform not in ("linux", "darwin"):
     raise ImportError(f"tensorblob needs Linux or macOS (flock, mmap with MAP_FIXED); this is {sys.platform!r}")
 
-STOPPED_S = 10.0
-"""Who holds a lock of moments for so long was stopped."""
+STOPPED_S, SLOW_S = 10.0, 120.0
+"""Who holds a lock of moments for so long was stopped; or is very slow, and gets so long in all."""
 COPY_NBYTES = 8 << 20
 READ_NBYTES = 16 << 10
 SPARSE_NBYTES = 16 << 20
@@ -126,6 +126,11 @@ def make_directories(path: str) -> None:
 def rename(source: str, target: str, *, dir_fd: int | None = None) -> None:
     with explained(f"Cannot rename {source!r} to {target!r}"):
         os.rename(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def mark_changed(path: str, *, dir_fd: int | None = None) -> None:
+    """Make a directory look changed."""
+    os.utime(path, dir_fd=dir_fd, follow_symlinks=False)
 
 
 def unlink(path: str, *, dir_fd: int | None = None, missing_ok: bool = False) -> None:
@@ -440,15 +445,16 @@ def unlock(fd: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(fd: int, what: str) -> Iterator[None]:
+def locked(fd: int, what: str, timeout_s: float | None = None) -> Iterator[None]:
     """Hold an exclusive flock on an open file or directory, for a few calls' time only.
 
-    Raises `WriterBusy` if somebody else keeps it for as long as only a stopped process does.
+    Raises `WriterBusy` if somebody else keeps it for `timeout_s` seconds (None: as long as only a stopped process does).
     """
-    wait_s, deadline = 20e-6, time.monotonic() + STOPPED_S
+    timeout_s = STOPPED_S if timeout_s is None else timeout_s
+    wait_s, deadline = 20e-6, time.monotonic() + timeout_s
     while not try_lock(fd, shared=False):
         if time.monotonic() >= deadline:
-            raise busy(fd, what, STOPPED_S)
+            raise busy(fd, what, timeout_s)
         time.sleep(wait_s)
         wait_s = min(wait_s * 1.5, 1e-3)
     try:
@@ -466,6 +472,18 @@ def busy(fd: int, what: str, after_s: float) -> WriterBusy:
         pid=pid,
         host=None if pid is None else socket.gethostname(),
     )
+
+
+def is_stopped(pid: int | None) -> bool:
+    """True if that process is known to be stopped, by a signal or a debugger."""
+    if pid is None:
+        return False
+    with (
+        contextlib.suppress(OSError, IndexError),
+        open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat,
+    ):
+        return stat.read().rpartition(")")[2].split()[0] in ("T", "t")
+    return False
 
 
 def lock_holder(fd: int) -> int | None:

@@ -7,7 +7,6 @@ read only when what is known of them would make somebody wait, or trim.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import sys
 import time
@@ -28,7 +27,9 @@ from tensorblob.presence import present
 if TYPE_CHECKING:
     from tensorblob.writer import Writer
 
-POLL_S, LOOK_S = 0.1, 0.25
+POLL_S = 0.1
+RACY_NS = 50_000_000
+"""A directory that was changed within this may change once more, and show the same time."""
 
 
 class LagGate:
@@ -39,8 +40,8 @@ class LagGate:
             raise TypeError("consumers must be a sequence of cursor names")
         if (max_lag_rows is None) != (not consumers):
             raise ValueError("max_lag_rows and consumers go together")
-        if max_lag_rows is not None and max_lag_rows < 1:
-            raise ValueError(f"max_lag_rows must be positive, got {max_lag_rows!r}")
+        if max_lag_rows is not None and (not isinstance(max_lag_rows, int) or max_lag_rows < 1):
+            raise ValueError(f"max_lag_rows must be a positive int, got {max_lag_rows!r}")
         if on_dead_consumer not in ("wait", "raise", "drop"):
             raise ValueError(f"on_dead_consumer must be 'wait', 'raise' or 'drop', got {on_dead_consumer!r}")
         self._names = [check_name(name) for name in consumers]
@@ -53,14 +54,15 @@ class LagGate:
         self._is_watched = self._is_stopped = False
         self._news = anyio.Event()
         self._bell: Doorbell | None = None
-        self._cursors_fd = -1
+        self._dir_fd = self._cursors_fd = -1
 
     def watch(self, dir_fd: int, writer: Writer) -> None:
         """Watch the cursors of the blob that `writer` writes."""
-        self._dir_fd, self._writer = dir_fd, writer
+        self._writer = writer
         self._begin_row = writer.snapshot.first_row
         if self.is_active:
             self._bell = Doorbell()
+            self._dir_fd = os.dup(dir_fd)
             self._cursors_fd = files.open_directory("cursors", dir_fd=dir_fd)
 
     @property
@@ -81,9 +83,10 @@ class LagGate:
         if self._bell is not None:
             self._bell.close()
             self._bell = None
-        if self._cursors_fd >= 0:
-            os.close(self._cursors_fd)
-            self._cursors_fd = -1
+        for fd in (self._cursors_fd, self._dir_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._cursors_fd = self._dir_fd = -1
 
     def _is_open(self) -> bool:
         return self._writer.stop_row - self._slowest_row <= self._max_lag_rows
@@ -162,21 +165,33 @@ class Retainer:
         if isinstance(names, str):
             raise TypeError("retain_for must be a sequence of cursor names")
         self.names = [check_name(name) for name in names]
-        self.dir_fd = -1
-        """The blob's directory, once it is known."""
         self._is_shared = is_shared
-        """Peers may retain for others: look who is there, now and then."""
-        self._looked_s = -math.inf
+        """Peers may retain for others: look who is there, too."""
+        self._fds: list[int] = []
+        self._seen: list[tuple[int, int]] = []
+        """How the directories were when they were looked into."""
         self._row = -1
+
+    def watch(self, dir_fd: int) -> None:
+        """Look at the cursors, and who is there, of the blob at `dir_fd`."""
+        self._fds = [os.dup(dir_fd)]
+        for name in ("cursors", *(["producers"] if self._is_shared else [])):
+            self._fds.append(files.open_directory(name, dir_fd=dir_fd))
+
+    def close(self) -> None:
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)
 
     def keep_from(self, first_row: int) -> int:
         """The row to trim before, where retention alone would trim before `first_row`."""
-        now_s = time.monotonic()
-        if first_row > self._row or (self._is_shared and now_s >= self._looked_s + LOOK_S):
-            self._looked_s = now_s
+        dir_fd, *directories = self._fds
+        seen = [(stat.st_mtime_ns, stat.st_ino) for stat in map(os.fstat, directories)]
+        if seen != self._seen or time.time_ns() - max(seen)[0] < RACY_NS:
             names = set(self.names)
             if self._is_shared:
-                names.update(name for who in present(self.dir_fd) for name in who.retain_for if is_name(name))
-            positions = [read_position(self.dir_fd, name) for name in names]
+                names.update(name for who in present(dir_fd) for name in who.retain_for if is_name(name))
+            positions = [read_position(dir_fd, name) for name in names]
             self._row = min((0 if position is None else position.row for position in positions), default=sys.maxsize)
+            self._seen = seen
         return min(first_row, self._row)

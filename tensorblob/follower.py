@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from tensorblob.cursors import Cursor, check_name
 from tensorblob.errors import HistoryRewritten, RowsTrimmed, SeamError, StreamFinished, WriterDied
+from tensorblob.offload import to_the_end
 from tensorblob.presence import present
 from tensorblob.snapshot import Snapshot
 from tensorblob.table import Batch, Rows
@@ -50,8 +50,10 @@ class Follower:
         on_trim: str,
         on_dead_writer: str,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size!r}")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
+        if isinstance(fields, str):
+            raise TypeError(f"fields must be a sequence of field names, got {fields!r}")
         if max_wait_s is not None and not max_wait_s >= 0:
             raise ValueError(f"max_wait_s must not be negative, got {max_wait_s!r}")
         if on_trim not in ("raise", "skip"):
@@ -82,14 +84,11 @@ class Follower:
     async def _take_cursor(self) -> None:
         if self._cursor_name is None or self._cursor is not None:
             return
+        self._reader.blob._check_open()
         name, dir_fd = self._cursor_name, self._reader.dir_fd
-
-        def take() -> None:
-            self._cursor = Cursor(dir_fd, name)
-
+        self._cursor = await to_the_end(lambda: Cursor(dir_fd, name), undo=Cursor.close)
         try:
-            await anyio.to_thread.run_sync(take)
-            position = None if self._cursor is None else self._cursor.position
+            position = self._cursor.position
             if position is not None:
                 self.start = self.stop = position.row
                 self._history = position.history
@@ -115,13 +114,12 @@ class Follower:
 
         A cancellation leaves it acknowledged or not. Does nothing without a cursor.
         """
+        self._reader.blob._check_open()
         cursor, row, history = self._cursor, self.stop, self._history
-        if cursor is None:
+        if cursor is None or cursor.position == (row, history):
             await anyio.lowlevel.checkpoint()
-        elif cursor.position != (row, history):
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(cursor.acknowledge, row, history)
-            await anyio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await to_the_end(partial(cursor.acknowledge, row, history))
 
     def seek(self, row: int) -> None:
         """Go on at the row id `row`, in the present history: the way on after `HistoryRewritten` or `RowsTrimmed`.
@@ -155,15 +153,17 @@ class Follower:
         reader, give_up_s, is_short = self._reader, math.inf, False
         look_s = math.inf if self._cursor_name is None or self._batch_size is None else LAG_LOOK_S
         reader.refresh()
-        wanted = min(self._batch_size or 1, reader.most_rows or sys.maxsize)
+        most_lag_rows = sys.maxsize
         while True:
+            wanted = min(self._batch_size or 1, most_lag_rows, self._most_rows(reader.snapshot()))
             has_rows = self._check(reader.snapshot())
             if has_rows and self._end(reader.snapshot()) - self.stop >= wanted:
                 return self._take()
             if has_rows and not is_short:
                 is_short = True
                 give_up_s = anyio.current_time() + (math.inf if self._max_wait_s is None else self._max_wait_s)
-                wanted = min(wanted, self._most_lag_rows())
+                most_lag_rows = self._most_lag_rows()
+                wanted = min(wanted, most_lag_rows)
             try:
                 left_s = give_up_s - anyio.current_time() if has_rows else math.inf
                 needed = wanted if has_rows else 1
@@ -172,7 +172,7 @@ class Follower:
                     continue
                 if has_rows and anyio.current_time() >= give_up_s:
                     return self._take()  # a short one, after max_wait_s
-                wanted = min(wanted, self._most_lag_rows())  # a writer may have come meanwhile
+                most_lag_rows = self._most_lag_rows()  # a writer may have come meanwhile
             except (StreamFinished, WriterDied) as error:
                 if self._check(reader.snapshot()):
                     return self._take()
@@ -190,7 +190,12 @@ class Follower:
         """True if `count` rows follow those that were yielded, or something has to be said of them."""
         if snapshot.history != self._history or snapshot.first_row > self.stop:
             return True
-        return self._end(snapshot) - self.stop >= count
+        return self._end(snapshot) - self.stop >= min(count, self._most_rows(snapshot))
+
+    def _most_rows(self, snapshot: Snapshot) -> int:
+        """How many rows the blob ever holds, if it is a ring, which it may become."""
+        most_rows = snapshot.retention.most_rows(self._reader.blob.schema.row_nbytes)
+        return sys.maxsize if most_rows is None else max(most_rows, 1)
 
     def _most_lag_rows(self) -> int:
         """How far a writer that waits for this cursor lets it fall behind: it would never see a longer batch."""

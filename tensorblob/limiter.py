@@ -9,9 +9,11 @@ two places that are written in turn, each with a checksum: a write that fails ha
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import anyio
 import anyio.lowlevel
@@ -19,11 +21,13 @@ import msgspec
 
 from tensorblob import files
 from tensorblob.cursors import check_name
-from tensorblob.errors import BlobClosed
+from tensorblob.errors import BlobClosed, WriterBusy
 from tensorblob.format import crc32c
 from tensorblob.presence import is_dead
 
 FIRST_POLL_S, LAST_POLL_S, LOOK_S = 0.0005, 0.02, 0.25
+SPIN_S = 0.002
+"""So long the counts are waited for on the event loop: others hold them for some twenty microseconds."""
 PLACE_NBYTES = 32 << 10
 
 
@@ -71,16 +75,24 @@ class Limit:
 
     def __init__(self, rule: RateLimiter, dir_fd: int, producer: str = "") -> None:
         self.rule = rule
-        self._dir_fd, self._producer = dir_fd, producer
-        self._unsaid = [0, 0]
-        """Rows that were inserted, and that were given back, which the file does not say yet."""
-        self._fd = -1
-        self._fd = files.open_or_create(f"cursors/limiter.{rule.name}.lock", dir_fd=dir_fd)
+        self._producer = producer
+        self._unsaid = [0, 0, 0]
+        """Rows that were inserted, and given back, and samples that were given back, which the file does not say yet."""
+        self._fd = self._dir_fd = -1
+        self._dir_fd = os.dup(dir_fd)
+        try:
+            self._fd = files.open_or_create(f"cursors/limiter.{rule.name}.lock", dir_fd=dir_fd)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Say what is to be said, if nobody keeps the counts, and leave them."""
+        self.say()
+        for fd in (self._fd, self._dir_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._dir_fd = -1
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError, TypeError):
@@ -98,9 +110,10 @@ class Limit:
             line = files.read_at(self._fd, PLACE_NBYTES, place * PLACE_NBYTES).partition(b"\n")[0]
             if line[:9] == b"%08x " % crc32c(0, line[9:]):
                 found = max(found, msgspec.json.decode(line[9:], type=_Counts), key=lambda counts: counts.step)
-        inserted, given_back = self._unsaid
-        if inserted or given_back:
+        inserted, given_back, samples = self._unsaid
+        if self.has_unsaid:
             found.inserted += inserted
+            found.sampled -= samples
             found.admitted[self._producer] = max(found.admitted.get(self._producer, 0) - inserted - given_back, 0)
         return found
 
@@ -111,11 +124,17 @@ class Limit:
         line = b"%08x %b\n" % (crc32c(0, text), text)
         assert len(line) <= PLACE_NBYTES, "there are not so many producers"
         files.write_at(self._fd, line, len(line), counts.step % 2 * PLACE_NBYTES)
-        self._unsaid = [0, 0]
+        self._unsaid = [0, 0, 0]
+
+    def _locked(self) -> AbstractContextManager[None]:
+        """Hold the counts; raises `WriterBusy` if somebody else does for longer than that takes."""
+        if self._fd < 0:
+            raise BlobClosed("I/O operation on closed blob.")
+        return files.locked(self._fd, f"the limiter {self.rule.name!r}", SPIN_S)
 
     def try_insert(self, count: int) -> bool:
-        """Admit `count` rows if they may be inserted now."""
-        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
+        """Admit `count` rows if they may be inserted now. Raises `WriterBusy` if the counts are not to be had now."""
+        with self._locked():
             counts = self._read()
             if count and not self._may_insert(counts, count):
                 dead = [producer for producer in counts.admitted if is_dead(self._dir_fd, producer)]
@@ -134,19 +153,32 @@ class Limit:
         """`count` rows that were admitted are committed; a negative count: they were not, and are given back.
 
         Once it is closed there is nothing to say: what a producer that is gone was let in with counts no more. It fails
-        nobody, for the rows are committed: what cannot be said now is said with the next change.
+        nobody, for the rows are committed: what cannot be said now is said later, by `say`.
         """
         self._unsaid[0 if count > 0 else 1] += abs(count)
-        if self._fd < 0:
-            return
-        with contextlib.suppress(OSError), files.locked(self._fd, f"the limiter {self.rule.name!r}"):
-            self._write(self._read())
+        self.say()
+
+    def give_back(self, count: int) -> None:
+        """`count` rows that were counted as sampled were not. It fails nobody, as `inserted`."""
+        self._unsaid[2] += count
+        self.say()
+
+    @property
+    def has_unsaid(self) -> bool:
+        """Others have yet to hear of something."""
+        return any(self._unsaid)
+
+    def say(self) -> None:
+        """Say what is not said yet, if the counts are to be had now."""
+        if self._fd >= 0 and self.has_unsaid:
+            with contextlib.suppress(OSError), self._locked():
+                self._write(self._read())
 
     def try_sample(self, count: int) -> bool:
-        """Count `count` rows as sampled if they may be; a negative count gives them back."""
-        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
+        """Count `count` rows as sampled if they may be. Raises `WriterBusy` if the counts are not to be had now."""
+        with self._locked():
             counts = self._read()
-            if count > 0 and not self.rule.may_sample(counts.inserted, counts.sampled, count):
+            if not self.rule.may_sample(counts.inserted, counts.sampled, count):
                 return False
             counts.sampled += count
             self._write(counts)
@@ -155,10 +187,16 @@ class Limit:
     async def _wait(self, attempt: Callable[[int], bool], count: int, look: Callable[[], None] | None) -> None:
         await anyio.lowlevel.checkpoint()
         pause_s, look_s = FIRST_POLL_S, anyio.current_time() + LOOK_S
-        while not attempt(count):
+        free_s = anyio.current_time()
+        while True:
+            try:
+                if attempt(count):
+                    return
+                free_s = anyio.current_time()
+            except WriterBusy:
+                if anyio.current_time() - free_s >= files.STOPPED_S:
+                    raise
             await anyio.sleep(pause_s)
-            if self._fd < 0:
-                raise BlobClosed("I/O operation on closed blob.")
             pause_s = min(1.5 * pause_s, LAST_POLL_S)
             if look is not None and anyio.current_time() >= look_s:
                 look()
@@ -186,8 +224,8 @@ class MinSize(RateLimiter):
 
     def __init__(self, min_size_to_sample: int, name: str = "default") -> None:
         super().__init__(name)
-        if min_size_to_sample < 1:
-            raise ValueError(f"min_size_to_sample must be positive, got {min_size_to_sample!r}")
+        if not 1 <= min_size_to_sample < math.inf:
+            raise ValueError(f"min_size_to_sample must be positive and finite, got {min_size_to_sample!r}")
         self.min_size_to_sample = min_size_to_sample
 
     def may_insert(self, inserted: int, sampled: int, count: int) -> bool:
@@ -210,12 +248,12 @@ class SampleToInsertRatio(RateLimiter):
         self, samples_per_insert: float, min_size_to_sample: int, error_buffer: float, name: str = "default"
     ) -> None:
         super().__init__(name)
-        if not samples_per_insert > 0 or min_size_to_sample < 1:
-            raise ValueError("samples_per_insert and min_size_to_sample must be positive")
-        if not error_buffer >= 2 * max(1.0, samples_per_insert):
+        if not (0 < samples_per_insert < math.inf and 1 <= min_size_to_sample < math.inf):
+            raise ValueError("samples_per_insert and min_size_to_sample must be positive and finite")
+        if not 2 * max(1.0, samples_per_insert) <= error_buffer < math.inf:
             raise ValueError(
-                f"error_buffer must be at least 2 * max(1, samples_per_insert) = {2 * max(1.0, samples_per_insert)}, "
-                f"got {error_buffer!r}: nobody could go on"
+                "error_buffer must be finite, and at least 2 * max(1, samples_per_insert) = "
+                f"{2 * max(1.0, samples_per_insert)}, got {error_buffer!r}: nobody could go on"
             )
         self.samples_per_insert = samples_per_insert
         self.min_size_to_sample = min_size_to_sample
@@ -249,8 +287,8 @@ class Queue(RateLimiter):
 
     def __init__(self, size: int, name: str = "default") -> None:
         super().__init__(name)
-        if size < 1:
-            raise ValueError(f"size must be positive, got {size!r}")
+        if not 1 <= size < math.inf:
+            raise ValueError(f"size must be positive and finite, got {size!r}")
         self.size = size
 
     def may_insert(self, inserted: int, sampled: int, count: int) -> bool:

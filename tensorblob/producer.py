@@ -14,13 +14,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import anyio.lowlevel
-import anyio.to_thread
 
-from tensorblob.async_writer import INLINE_NBYTES
+from tensorblob.async_writer import INLINE_NBYTES, check_key
 from tensorblob.blob import TensorBlob, append_to
 from tensorblob.edit import Key, Note, Op
+from tensorblob.errors import BlobClosed
 from tensorblob.flow import Retainer
+from tensorblob.offload import to_the_end
 from tensorblob.staging import Repeated, Staging
 from tensorblob.writer import check_metadata
 
@@ -41,7 +41,7 @@ async def open_producer(
     Any number of producers and shared writers may have the blob open at once, all with one durability. Leaving the
     block drops what was not committed. Raises as `TensorBlob.open` does.
     """
-    blob = await anyio.to_thread.run_sync(
+    blob = await to_the_end(
         lambda: append_to(
             path,
             dtype=dtype,
@@ -51,14 +51,19 @@ async def open_producer(
             durability=durability,
             timeout_s=timeout_s,
             shared=True,
-        )
+        ),
+        undo=TensorBlob.close,
     )
-    producer = Producer(blob, is_power=durability == "power")
+    try:
+        producer = Producer(blob, is_power=durability == "power")
+    except BaseException:
+        blob.close()
+        raise
     try:
         yield producer
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(producer._close)
+            await producer._close()
 
 
 class Producer:
@@ -69,9 +74,11 @@ class Producer:
         self.blob = blob
         self._writer = blob._writer
         self._staging = Staging(self._writer)
-        retainer = Retainer((), is_shared=True)  # what peers keep rows for
-        retainer.dir_fd, self._writer.keep_from = self._writer.dir_fd, retainer.keep_from
+        self._retainer = Retainer((), is_shared=True)  # what peers keep rows for
+        self._retainer.watch(self._writer.dir_fd)
+        self._writer.keep_from = self._retainer.keep_from
         self._is_power = is_power
+        self._is_closing = False
         self._turn = anyio.Lock()
 
     @property
@@ -84,13 +91,14 @@ class Producer:
 
         Cancelled, they are staged or not. Raises as `TensorBlob.write`; then they are not.
         """
+        self._check_open()
         columns, count = self.blob._batches.columns(rows)
         async with self._turn:
+            self._check_open()
             if count * self.blob.schema.row_nbytes <= INLINE_NBYTES:
                 self._staging.append(columns, count)
             else:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(self._staging.append, columns, count)
+                await to_the_end(lambda: self._staging.append(columns, count))
 
     async def commit(
         self, *, metadata: dict[str, Any] | None = None, key: str | None = None, sequence: int | None = None
@@ -100,13 +108,11 @@ class Producer:
         key, sequence: as of `AsyncWriter.append`: a commit that is repeated with the same ones drops what is staged,
         and returns the row ids that it got the first time. Cancelled, all of it is committed, or all is still staged.
         """
-        if (key is None) != (sequence is None):
-            raise ValueError("key and sequence go together")
+        check_key(key, sequence)
         metadata = check_metadata(metadata)
         async with self._turn:
-            with anyio.CancelScope(shield=True):
-                rows = await anyio.to_thread.run_sync(self._commit, metadata, key, sequence)
-        return rows
+            self._check_open()
+            return await to_the_end(lambda: self._commit(metadata, key, sequence))
 
     def _commit(self, metadata: dict[str, Any] | None, key: str | None, sequence: int | None) -> range:
         if self._is_power:
@@ -133,10 +139,21 @@ class Producer:
     async def discard(self) -> None:
         """Drop what is staged."""
         async with self._turn:
+            self._check_open()
             self._staging.discard()
 
-    def _close(self) -> None:
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise BlobClosed("I/O operation on closed blob.")
+
+    async def _close(self) -> None:
+        self._is_closing = True
+        async with self._turn:
+            await to_the_end(self._leave)
+
+    def _leave(self) -> None:
         try:
             self._staging.discard()
         finally:
+            self._retainer.close()
             self.blob.close()

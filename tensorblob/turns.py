@@ -36,7 +36,7 @@ class Turns:
 
     def __init__(self, path: str, dir_fd: int, timeout_s: float, begin: Callable[[], None]) -> None:
         self._begin = begin
-        self._timeout_s = max(timeout_s, files.STOPPED_S)
+        self._timeout_s = min(max(timeout_s, files.STOPPED_S), threading.TIMEOUT_MAX)
         self.threads = forks.rlock()
         """Keeps the threads of this process apart; whoever has the turn has this, too."""
         self._depth = 0
@@ -53,13 +53,24 @@ class Turns:
         self.threads.acquire()
         try:
             if not self._depth and self._fd >= 0:
-                if not self._lock.acquire(self._timeout_s):
-                    raise files.busy(self._fd, "its turn to write", self._timeout_s)
+                self._wait()
                 self._start()
             self._depth += 1
         except BaseException:
             self.threads.release()
             raise
+
+    def _wait(self) -> None:
+        """Wait for the turn. Who has it for long may be syncing a lot: only one that was stopped is given up at once."""
+        if self._lock.acquire(self._timeout_s):
+            return
+        if files.is_stopped(files.lock_holder(self._fd)) or not self._lock.acquire(files.SLOW_S):
+            raise files.busy(self._fd, "its turn to write", self._timeout_s)
+
+    @property
+    def is_mine(self) -> bool:
+        """True in a turn of this thread."""
+        return self._depth > 0 and bool(self.threads._is_owned())
 
     def _start(self) -> None:
         try:
@@ -107,19 +118,23 @@ class Turns:
             self._fd = -1
 
     def close_in_child(self) -> None:
-        self._lock = TimedLock(self._fd)  # whatever the parent's threads were doing with theirs
-        self.close()  # the locks stay with the parent's descriptors
+        """The locks stay with the parent's descriptors."""
+        if self._fd >= 0:
+            self._lock.close_in_child()
+            os.close(self._fd)
+            os.close(self._writer_fd)
+            self._fd = -1
 
 
 class TimedLock:
     """An exclusive flock on the open file `fd`, for which one waits only so long.
 
     The kernel's wait cannot be cut short, so a thread of ours does the waiting. If nobody wants the lock any more when it
-    comes, it is let go at once. One at a time may ask. The caller closes the file, after `close`.
+    comes, it is let go at once. One at a time may ask. It has a descriptor of its own for the file.
     """
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self._fd = os.dup(fd)
         self._changed = threading.Condition()
         self._is_asked = self._is_wanted = self._is_had = self._is_closed = False
         """The thread waits for the kernel; the caller waits for the thread; the thread got the lock for the caller."""
@@ -166,9 +181,17 @@ class TimedLock:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-            thread = None if self._is_asked else self._thread
-        if thread is not None:
-            thread.join()
+            is_asked = self._is_asked
+        if not is_asked:
+            if self._thread is not None:
+                self._thread.join()
+            self.close_in_child()
+
+    def close_in_child(self) -> None:
+        """Close the file, whatever a thread of the parent was doing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _work(self) -> None:
         while True:
@@ -184,7 +207,8 @@ class TimedLock:
             with self._changed:
                 self._is_asked = False
                 if self._is_closed:
-                    return  # the file, too: the lock went with it
+                    self.close_in_child()  # the lock goes with it
+                    return
                 if self._is_wanted:
                     self._is_had, self._error = error is None, error
                     self._changed.notify_all()

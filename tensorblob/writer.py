@@ -10,8 +10,8 @@ sealing, and every `flush_every_s`) do so. A file whose sync failed is never syn
 its rows to a new file and begins a new generation. Starting a generation is a flush; it happens before a commit,
 never after one.
 
-Locks: `_lock` guards the state, `_sync_lock` (taken first) the syncing of what was taken over from it, so that rows
-can be appended while earlier ones are made durable.
+Locks: `_lock` guards the state, `_sync_lock` (taken first, or not waited for) the syncing of what was taken over from
+it, so that rows can be appended while earlier ones are made durable.
 """
 
 from __future__ import annotations
@@ -65,6 +65,10 @@ Place = Callable[[Snapshot, Sequence[Growth]], list[Op]]
 
 class _Superseded(SyncFailed):
     """The files that a change was placed in may not be used any more; nothing of it was committed."""
+
+
+class _Syncing(OSError):
+    """A generation cannot begin in this turn: a flush has to end first."""
 
 
 class Writer:
@@ -293,7 +297,7 @@ class Writer:
         if self._forks != forks.count:
             self._manifest, self._is_due = None, True
             return
-        self._check_outside("close")
+        self.check_outside("close")
         if self._flusher is not None:
             self._flusher.stop()
         try:
@@ -310,6 +314,8 @@ class Writer:
 
     def _leave(self) -> None:
         self._is_due = True
+        if hasattr(self, "_blocks"):
+            self._blocks.leave()
         with contextlib.ExitStack() as steps:  # from the last to the first, each whatever the ones before raise
             if self.dir_fd >= 0:
                 steps.callback(os.close, self.dir_fd)
@@ -348,7 +354,7 @@ class Writer:
             raise ForkedHandle("A forked child cannot use its parent's writer; open the blob again in the child")
         return manifest
 
-    def _check_outside(self, what: str) -> None:
+    def check_outside(self, what: str) -> None:
         if self._uncommitted is not None and self._owner == threading.get_ident():
             raise RuntimeError(f"Cannot {what} inside a transaction; leave it first")
 
@@ -406,7 +412,12 @@ class Writer:
                 self._restore()  # after an interrupt something may be left; else this changes nothing
             self._notice_due()
         if self._is_due:
-            self._rotate()
+            try:
+                self._rotate()
+            except _Syncing:
+                if self._current.is_broken or self._blocks.poisoned:
+                    raise
+                self._is_due = False  # it can wait
 
     @contextlib.contextmanager
     def _ready(self) -> Iterator[None]:
@@ -420,28 +431,28 @@ class Writer:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """A turn that may hold several changes: nothing of a peer comes in between."""
-        with self._sync_lock, self._lock:
-            yield
+        """A turn that may hold several changes: nothing of a peer comes in between.
+
+        If a generation has to begin first, it is flushed before the turn, for all others wait meanwhile.
+        """
+        with self._lock:
+            is_due = self._is_due
+            if not is_due:
+                yield
+        if is_due:
+            with contextlib.suppress(OSError):
+                self.flush()
+            with self._sync_lock, self._lock:
+                yield
 
     def try_turn(self) -> bool:
         """Begin a turn if that can be had now; `end_turn` ends it."""
         assert self.turns is not None
-        if not self._sync_lock.acquire(blocking=False):  # first, as everywhere
-            return False
-        try:
-            has_turn = self.turns.try_enter()
-        except BaseException:
-            self._sync_lock.release()
-            raise
-        if not has_turn:
-            self._sync_lock.release()
-        return has_turn
+        return self.turns.try_enter()
 
     def end_turn(self) -> None:
         assert self.turns is not None
         self.turns.__exit__(None, None, None)
-        self._sync_lock.release()
 
     def refresh(self) -> bool:
         """Take note of what peers have committed; return whether there was something. A sole writer has none."""
@@ -754,7 +765,7 @@ class Writer:
 
         Raises `SyncFailed` if the kernel could not; the next commit or flush then goes to new files.
         """
-        self._check_outside("flush")
+        self.check_outside("flush")
         with self._sync_lock:
             with self._lock:
                 manifest = self._current
@@ -802,13 +813,24 @@ class Writer:
             with contextlib.suppress(OSError):
                 self._rotate()
 
+    @contextlib.contextmanager
+    def _syncing(self) -> Iterator[None]:
+        """Hold `_sync_lock`. In a turn it is not waited for: who has it may be waiting for a turn."""
+        is_in_turn = self.turns is not None and self.turns.is_mine
+        if not self._sync_lock.acquire(blocking=not is_in_turn):
+            raise _Syncing(errno.EAGAIN, "A flush is under way; nothing was committed, try again")
+        try:
+            yield
+        finally:
+            self._sync_lock.release()
+
     def _rotate(self) -> None:
         """Begin a new generation: everything so far becomes durable, and garbage goes.
 
         If it raises before the new one has its name, nothing has changed; if it raises later, nothing more is
         appended to the old one.
         """
-        with self._sync_lock, self._lock:
+        with self._syncing(), self._lock:
             old, before = self._current, self.snapshot
             generation = generations(self.dir_fd)[-1] + 1
             try:

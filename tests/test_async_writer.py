@@ -478,9 +478,12 @@ async def test_sequence_numbers_of_a_key_rise_and_a_repetition_returns_the_same_
         for options in ({"key": "a"}, {"sequence": 1}):
             with pytest.raises(ValueError, match="go together"):
                 await writer.append(ints(0, 1), **options)  # type: ignore[arg-type]
-        for key in ("", 3):
+        for key, sequence in (("", 1), ("\ud800", 1), ("k" * 2000, 1), ("k", 1 << 53)):
+            with pytest.raises(ValueError):
+                await writer.append(ints(0, 1), key=key, sequence=sequence)
+        for key, sequence in ((3, 1), (b"k", 1), ("k", 1.5), ("k", "7"), ("k", True)):  # type: ignore[assignment]
             with pytest.raises(TypeError):
-                await writer.append(ints(0, 1), key=key, sequence=1)  # type: ignore[arg-type]
+                await writer.append(ints(0, 1), key=key, sequence=sequence)
     assert stored_ints(path) == list(range(5))
 
 

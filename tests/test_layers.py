@@ -10,7 +10,7 @@ import tensorblob
 
 PACKAGE = Path(tensorblob.__file__).parent
 LAYERS = [
-    {"errors", "forks"},
+    {"errors", "forks", "offload"},
     {"schema"},
     {"edit"},
     {"snapshot"},
@@ -36,7 +36,7 @@ LAYERS = [
     {"__main__"},
 ]
 """From the lowest up. A module may import what is below its layer, and its neighbours if they stand further left."""
-WAITING = {"async_reader", "async_writer", "cli", "flow", "follower", "limiter", "producer"}
+WAITING = {"async_reader", "async_writer", "cli", "flow", "follower", "limiter", "offload", "producer"}
 """The modules that know an event loop."""
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

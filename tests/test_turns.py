@@ -89,13 +89,15 @@ async def test_a_writer_that_closes_without_a_turn_is_closed_and_its_rows_are_th
     hasty: float, tmp_path: Path
 ) -> None:
     path = create_ints(tmp_path / "x.blob")
+    waited_for = os.fspath(path / "commit.lock")  # the kernel keeps a thread waiting for it
     async with AsyncExitStack() as stack:
         with pytest.raises(tb.WriterBusy, match="has kept its turn"):
             async with write_ints(path, shared=True) as writer:
                 await writer.append(ints(0, 1))
                 peer = await stack.enter_async_context(stopped_peer(path))
-        await until(lambda: not [name for name in open_files().values() if os.fspath(path) in name])
+        await until(lambda: {name for name in open_files().values() if os.fspath(path) in name} <= {waited_for})
         await peer.go_on()
+        await until(lambda: waited_for not in open_files().values())
     assert stored_ints(path) == [0, 100, 101, 102]
     async with write_ints(path, timeout_s=0) as writer:  # nobody holds a lock any more
         await writer.append(ints(1, 2))

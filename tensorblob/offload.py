@@ -1,0 +1,85 @@
+"""Work in a thread that is over when whoever waits for it goes on, however they are cancelled.
+
+anyio's shields hold anyio's cancellation off. asyncio's own (`task.cancel()`, `asyncio.timeout`, the end of `asyncio.run`)
+goes through them, and would leave a thread at work on what the caller takes for its own again, or a lock that is taken
+after it was let go.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import anyio
+import anyio.to_thread
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """Work that is done once, by whoever comes first."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._claim, self._over = threading.Lock(), threading.Event()
+        self.values: list[T] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        if self._claim.acquire(blocking=False):
+            try:
+                self.values.append(self._work())
+            except BaseException as error:
+                self._error = error
+            finally:
+                self._over.set()
+
+    def finish(self) -> None:
+        """Wait for the thread that is at it; do it here if none has begun."""
+        self.run()
+        self._over.wait()
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self.values[0]
+
+
+async def _finished(job: _Job[Any], limiter: anyio.CapacityLimiter | None) -> None:
+    with anyio.CancelScope(shield=True):
+        try:
+            await anyio.to_thread.run_sync(job.run, limiter=limiter)
+        except anyio.get_cancelled_exc_class():
+            job.finish()  # asyncio cancelled this very task: its loop waits with us
+            raise
+
+
+async def finished(work: Callable[[], T], *, limiter: anyio.CapacityLimiter | None = None) -> T:
+    """Do `work()` in a thread and return what it does, for a task of our own, which is only cancelled with its loop."""
+    job = _Job(work)
+    await _finished(job, limiter)
+    return job.result()
+
+
+async def to_the_end(
+    work: Callable[[], T],
+    *,
+    limiter: anyio.CapacityLimiter | None = None,
+    undo: Callable[[T], object] | None = None,
+) -> T:
+    """Do `work()` in a thread and return what it does, for a task of the caller's, which may be cancelled by any means.
+
+    If it is, the work is done first; `undo(value)` then takes back what nobody receives.
+    """
+    job = _Job(work)
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_finished, job, limiter)
+    except BaseException as error:
+        if undo is not None and job.values:
+            undo(job.values[0])
+        if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            raise error.exceptions[0] from None
+        raise
+    return job.result()
