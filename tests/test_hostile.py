@@ -459,3 +459,33 @@ CLAIMS: dict[str, tuple[Any, Any, Callable[[Path], None] | None]] = {
 def test_what_a_blob_claims_to_hold_costs_no_memory(claim: str) -> None:
     grown = elsewhere(_memory_for, *CLAIMS[claim])
     assert not {act: nbytes for act, nbytes in grown.items() if nbytes > 256 << 20}
+
+
+@pytest.mark.parametrize(
+    ("records", "nbytes"),
+    [
+        ([[*CHECKPOINT, ["block", 0, ID, 10, CRC]], [["splice", 0, 0, 0, [[ID, 0, 20]]]]], 160),
+        ([[*CHECKPOINT, ["splice", 0, 0, 0, [[ID, 0, 10]]]]], 80),
+        ([[*CHECKPOINT, TAIL]], 79),
+        ([[*CHECKPOINT, TAIL]], None),
+    ],
+    ids=["rows beyond the checksum", "a block without a checksum", "a short block", "a symlink"],
+)
+def test_rows_that_are_not_there_are_not_taken_over(tmp_path: Path, records: Any, nbytes: int | None) -> None:
+    """Linking costs no look at the bytes; but a blob must not become one that cannot be read."""
+    path = forge(tmp_path / "x.blob", records)
+    block = path / "blocks" / "data" / ID
+    if nbytes is None:
+        block.rename(tmp_path / "outside")
+        block.symlink_to(tmp_path / "outside")
+    else:
+        block.write_bytes((ROWS * 2)[:nbytes])
+    with tb.TensorBlob.open(tmp_path / "mine.blob", "w", dtype="uint8", shape=8, block_rows=512) as mine:
+        mine.write(torch.ones(3, 8, dtype=torch.uint8))
+        with pytest.raises(tb.Corrupt):
+            mine.extend(path)
+        assert len(mine) == 3
+    assert tb.verify(tmp_path / "mine.blob").ok
+    with tb.TensorBlob.open(path) as blob, pytest.raises(tb.Corrupt):
+        blob.copy(tmp_path / "copy.blob")
+    assert not (tmp_path / "copy.blob").exists()
