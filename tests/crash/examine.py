@@ -41,14 +41,17 @@ class Examination:
         """By path, which of its states were found."""
         self._seen: dict[int, dict[str, Any]] = {}
         disk = mount.put(Disk(EMPTY, f"{self.what} boot 0"))
-        run = Run(disk, self.rng)
+        run = Run(disk, self.rng, power=bool(seed % 2))
         WORKLOADS[workload](run)
         self.histories = run.histories
         self.moments = moments(EMPTY, disk.log)
         self.is_exhausted = False
 
     def go(self) -> None:
-        """Draw states of all points in turn."""
+        """Draw states of all points in turn, first of each what is there if nothing is that was not synced."""
+        for number, moment in enumerate(self.moments):
+            if self.count < self.enough:
+                self.look(moment.certain(), moment, self.histories, 1, f"point {number}")
         draws = [self._draws(moment) for moment in self.moments]
         numbers = list(range(len(draws)))
         idle = 0
@@ -73,7 +76,6 @@ class Examination:
             yield from moment.all()
             return
         yield moment.all_present()
-        yield moment.certain()
         while True:
             yield moment.any(self.rng)
 
@@ -125,10 +127,9 @@ class Examination:
         after = history.followed_by(disk, found)
         extra, tails = history.extra()
         if found is None:
-            names = {tuple(n.split(".")) if "." in n else n: spec for n, spec in history.fields.items()}
-            recovered = Content(0, (b"",) * len(names), (), "{}", (), None)
+            recovered = Content(0, (b"",) * len(history.fields), (), "{}", (), None)
             after.add(recovered)
-            writer = TensorBlob.open(path, "w+", schema=names, io="pread")
+            writer = TensorBlob.open(path, "w+", schema=history.schema, io="pread")
         else:
             recovered = found._replace(finish_row=None)
             after.add(recovered)
