@@ -163,7 +163,7 @@ class Writer:
         if not found.is_flushed:
             self._blocks.distrust(found.snapshot)
         is_alone = os.fstat(self._manifest.fd).st_nlink == 1
-        if found.is_same_boot and not found.is_torn and not found.is_cut and is_alone:
+        if found.is_same_boot and not found.is_torn and is_alone:
             self._go_on(found)
         else:
             self._recover(found)

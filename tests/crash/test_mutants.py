@@ -7,6 +7,7 @@ right while nothing goes wrong; then the tests that it names have to find it out
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from api_support import elsewhere
 from mutants import MUTANTS, Mutant
 
 TESTS = Path(__file__).parents[1]
-STATES = 2500
-SEEDS = 3
+STATES = 400
+"""Of a run; of them the first are those that lack all that was not synced."""
+RUNS = 8
 
 
 def _forget_the_engine(source: str) -> None:
@@ -39,7 +41,11 @@ def _verdict(source: str, mutant: Mutant) -> str:
     import tensorblob
 
     assert tensorblob.__file__.startswith(source), tensorblob.__file__
-    return next(_found_out(source, mutant), "")
+    try:
+        return next(_found_out(source, mutant), "")
+    except BaseException:
+        traceback.print_exc()  # not by way of the connection: its classes are those of another import
+        return ""
 
 
 def _found_out(source: str, mutant: Mutant) -> Iterator[str]:
@@ -49,7 +55,7 @@ def _found_out(source: str, mutant: Mutant) -> Iterator[str]:
 
     torch.set_num_threads(1)
     gc.freeze()
-    for seed in range(SEEDS):
+    for seed in range(RUNS):
         for workload in mutant.workloads:
             with Mount() as mount:
                 examination = Examination(mount, workload, seed, STATES)  # while nothing goes wrong, it is a good engine
@@ -59,7 +65,7 @@ def _found_out(source: str, mutant: Mutant) -> Iterator[str]:
                     yield f"{workload} {seed}, state {examination.count}: {error}"
     if mutant.tests:
         tests = [os.fspath(TESTS / test) for test in mutant.tests]
-        options = ["-x", "-q", "-o", "addopts=", f"--rootdir={TESTS.parent}", f"--basetemp={source}/tmp"]
+        options = ["-x", "-q", "--assert=plain", f"--rootdir={TESTS.parent}", f"--basetemp={source}/tmp"]
         left_out = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "faulthandler")]
         for name in [name for name in os.environ if name.startswith("PYTEST_")]:
             del os.environ[name]
@@ -73,4 +79,4 @@ def test_without_this_step_a_test_fails(mutant: Mutant, tmp_path: Path) -> None:
     mutant.build(tmp_path)
     how = elsewhere(_verdict, os.fspath(tmp_path), mutant)
     print(how)
-    assert how, f"nothing fails without it: {mutant.name}"
+    assert how, f"nothing fails without it: {mutant.name}\n{(tmp_path / 'output').read_text()[-3000:]}"
