@@ -8,7 +8,6 @@ Of some the way itself is cut short by another power loss, anywhere, and again.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -79,9 +78,7 @@ class Examination:
         while True:
             yield moment.any(self.rng)
 
-    def look(
-        self, image: Image, moment: Moment, histories: dict[str, History], depth: int, where: str
-    ) -> None:
+    def look(self, image: Image, moment: Moment, histories: dict[str, History], depth: int, where: str) -> None:
         try:
             print_key = image.fingerprint()
             if (known := self._seen.get(print_key)) is not None:

@@ -117,7 +117,7 @@ MUTANTS = (
 -        if done != nbytes:
 +        if False:
 """,
-        tests=("test_bad_luck.py",),
+        tests=("crash/test_states.py::test_writes_that_end_early_are_gone_on_with",),
     ),
     # ---- blocks: what is not durable yet
     Mutant(
@@ -632,7 +632,7 @@ MUTANTS = (
         """
 -            manifest.is_broken |= not is_whole  # a peer died in the middle of a record
 """,
-        tests=("test_shared.py::test_a_shared_writer_that_is_killed_stops_nobody_and_loses_nothing_it_was_told",),
+        tests=("crash/test_locks.py::test_a_record_that_a_peer_died_in_stays_as_it_is",),
     ),
     Mutant(
         "a directory that was replaced is written to",
@@ -642,7 +642,7 @@ MUTANTS = (
 +        if False:
              raise FileNotFoundError(f"Blob not found: {self.path!r} was replaced while it was opened")
 """,
-        tests=("test_bad_open.py",),
+        tests=("crash/test_locks.py::test_a_blob_that_is_replaced_while_a_writer_opens_it_is_not_written_to",),
     ),
     # ---- manifest: the log and its generations
     Mutant(
@@ -713,7 +713,7 @@ MUTANTS = (
 -                pinned = files.try_lock(fd, shared=True) and os.fstat(fd).st_nlink > 0
 +                pinned = files.try_lock(fd, shared=True)
 """,
-        tests=("test_processes.py::test_opening_never_fails_while_generations_come_and_go",),
+        tests=("crash/test_locks.py::test_a_generation_that_ends_before_it_is_pinned_is_not_read",),
     ),
     Mutant(
         "a generation that was superseded is pinned",
@@ -722,7 +722,7 @@ MUTANTS = (
 -                if not pinned or self._is_superseded(generation):
 +                if not pinned:
 """,
-        tests=("test_processes.py::test_opening_never_fails_while_generations_come_and_go",),
+        tests=("crash/test_locks.py::test_a_generation_that_ends_before_it_is_pinned_is_not_read",),
     ),
     Mutant(
         "readers do not look for the next generation",
@@ -843,7 +843,7 @@ MUTANTS = (
 -    if line[8:9] != b" " or line[:8] != b"%08x" % crc32c(seed, _pack_offset(offset) + text):
 +    if line[8:9] != b" ":
 """,
-        workloads=("append",),
+        tests=("test_format.py::test_any_flipped_bit_ends_the_log_before_its_record",),
     ),
     Mutant(
         "a record may lie anywhere",
@@ -921,16 +921,6 @@ MUTANTS = (
         workloads=("copy",),
     ),
     Mutant(
-        "a new blob's path is synced before it is there",
-        "create.py",
-        """
-+            files.sync_directory(parent)
-             try:
-                 files.rename(aside, path)  # the commit point: the blob exists
-""",
-        workloads=("copy",),
-    ),
-    Mutant(
         "a blob's files go before its path",
         "create.py",
         """
@@ -991,7 +981,7 @@ MUTANTS = (
 -                if not _foreign(fd) and files.try_lock(fd, shared=False):
 +                if not _foreign(fd):
 """,
-        tests=("test_recovery.py::test_blobs_whose_building_was_cut_short_are_removed_by_the_next_build_there",),
+        tests=("crash/test_locks.py::test_who_builds_beside_another_leaves_what_that_one_builds",),
     ),
     Mutant(
         "a replaced blob is removed",
@@ -1001,7 +991,7 @@ MUTANTS = (
 +    if False:
          raise BlobReplaced(f"{path!r} is another blob now")
 """,
-        tests=("test_review_fixes.py",),
+        tests=("crash/test_locks.py::test_a_blob_that_is_replaced_while_it_is_unlinked_is_left",),
     ),
     # ---- those who share a blob
     Mutant(
@@ -1068,7 +1058,7 @@ MUTANTS = (
 -                if crc32c(0, as_bytes(rows)) != block.crc32c:
 +                if False:
 """,
-        tests=("test_shared.py",),
+        tests=("crash/test_locks.py::test_staged_rows_that_are_not_what_was_staged_are_not_committed",),
     ),
     Mutant(
         "rows are let in by a limiter without its lock",
@@ -1169,7 +1159,7 @@ MUTANTS = (
 -        if not self._depth and (self._fd < 0 or not files.try_lock(self._fd, shared=False)):
 +        if False:
 """,
-        tests=("test_async_writer.py",),
+        tests=("crash/test_locks.py::test_a_turn_that_another_has_is_not_had",),
     ),
     Mutant(
         "shared writers let sole ones in",

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import itertools
 import os
@@ -138,6 +139,11 @@ def _error(number: int, path: Any = None) -> OSError:
     return OSError(number, os.strerror(number), path)
 
 
+@functools.lru_cache(4096)
+def _parts(path: str) -> tuple[str, ...]:
+    return tuple(part for part in path.split("/") if part not in ("", "."))
+
+
 class _Path:
     """`os.path` on the disk."""
 
@@ -225,6 +231,11 @@ class Disk(_Constants):
             opening.node.locks.clear()
         self.openings.clear()
 
+    @property
+    def is_dead(self) -> bool:
+        """The process has been killed; what it still tries to do is not done."""
+        return self._left is not None and self._left < 0
+
     def _live(self) -> bool:
         """Before an act. True if it is to be done whole; False if this is the one in whose midst the process ends."""
         if self._left is None:
@@ -242,14 +253,13 @@ class Disk(_Constants):
 
     def find(self, path: str, dir_fd: int | None) -> Node:
         node = self.root if path[0] == "/" else self.openings[dir_fd].node  # type: ignore[index]
-        for part in path.split("/"):
-            if part and part != ".":
-                if node.entries is None:
-                    raise _error(errno.ENOTDIR, path)
-                found = node.entries.get(part)
-                if found is None:
-                    raise _error(errno.ENOENT, path)
-                node = found
+        for part in _parts(path):
+            if node.entries is None:
+                raise _error(errno.ENOTDIR, path)
+            found = node.entries.get(part)
+            if found is None:
+                raise _error(errno.ENOENT, path)
+            node = found
         return node
 
     def _place(self, path: str, dir_fd: int | None) -> tuple[Node, dict[str, Node], str]:
@@ -606,7 +616,7 @@ class Moment(NamedTuple):
         return directories, list(reached)
 
     def all_present(self) -> Image:
-        directories, _ = self._with_names({number: -1 for number in self.changes})
+        directories, _ = self._with_names(dict.fromkeys(self.changes, -1))
         return Image(self.files | {number: loss.new for number, loss in self.losses.items()}, directories)
 
     def any(self, rng: random.Random) -> Image:

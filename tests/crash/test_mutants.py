@@ -58,7 +58,9 @@ def _found_out(source: str, mutant: Mutant) -> Iterator[str]:
     for seed in range(RUNS):
         for workload in mutant.workloads:
             with Mount() as mount:
-                examination = Examination(mount, workload, seed, STATES)  # while nothing goes wrong, it is a good engine
+                examination = Examination(
+                    mount, workload, seed, STATES
+                )  # while nothing goes wrong, it is a good engine
                 try:
                     examination.go()
                 except Exception as error:

@@ -246,7 +246,9 @@ def acts_of(log: list[Act]) -> list[tuple[str, str]]:
     return done
 
 
-@pytest.mark.parametrize("workload", [name for name in WORKLOADS if name not in ("killed", "killed_after_cut", "create_killed", "unlink")])
+@pytest.mark.parametrize(
+    "workload", [name for name in WORKLOADS if name not in ("killed", "killed_after_cut", "create_killed", "unlink")]
+)
 def test_the_engine_does_the_same_on_a_real_disk(
     workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

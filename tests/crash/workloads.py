@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from power import Disk, Killed, Make
+from power import Act, Disk, Killed, Make, Name
 
 import tensorblob as tb
 from tensorblob import cursors
@@ -257,12 +257,7 @@ class Scribe:
             self.blob.compact()
 
     def extend(self, other: Scribe, *, maintain_order: bool = True) -> None:
-        held, theirs = self.history.held, other.history.held.rows
-        if maintain_order:
-            after = held.appended(*theirs)
-        else:
-            after = held.appended(*theirs)  # the engine chooses the order: see `reordered`
-        with self.changing(after):
+        with self.changing(self.history.held.appended(*other.history.held.rows)):
             self.blob.extend(other.blob, maintain_order=maintain_order)
 
     def set_metadata(self, value: dict[str, Any]) -> None:
@@ -349,15 +344,12 @@ class Run:
         """Another writer of the same blob."""
         return Scribe(self, scribe.history, "r+", power=self.power if power is None else power, **options)
 
-
     @contextmanager
     def killed_after(self, acts: int, *scribes: Scribe) -> Iterator[None]:
         """The process is killed, by -9, in the midst of some act of the body, if it comes that far."""
         self.disk.kill_after(acts)
-        try:
+        with suppress(Killed):
             yield
-        except Killed:
-            pass
         for scribe in scribes:
             if scribe.blob._writer is not None:
                 scribe.blob._writer._forks = -1  # as in another process: it is not closed, and does not mind
@@ -376,13 +368,14 @@ def create(run: Run) -> None:
 
 
 def create_killed(run: Run) -> None:
-    """A creator is killed near the end; whoever comes next in that boot finds its blob, or makes one."""
+    """A creator is killed about when the blob appears; whoever comes next in that boot finds its blob, or makes one."""
     history = run.history("x.blob")
     history.attempt(Held())
     before = len(run.disk.log)
     TensorBlob.open(f"{run.root}/rehearsal.blob", "w+", schema=history.schema, io="pread").close()
-    acts = sum(not isinstance(act, Make) for act in run.disk.log[before:])
-    with run.killed_after(acts - run.rng.randrange(20)):
+    acts = [act for act in run.disk.log[before:] if isinstance(act, Act) and not isinstance(act, Make)]
+    (renamed,) = [place for place, act in enumerate(acts) if isinstance(act, Name) and act.name == "rehearsal.blob"]
+    with run.killed_after(renamed + run.rng.randrange(5)):
         TensorBlob.open(history.path, "w+", schema=history.schema, io="pread").close()
     is_there = run.disk.path.lexists(history.path)
     scribe = Scribe(run, history, "r+" if is_there else "w+", power=run.power)
@@ -608,6 +601,8 @@ def staged(run: Run) -> None:
             staging.commit(partial(_keyed, len(numbers), sequence))
             if run.power:
                 first.history.promised()
+            elif run.rng.random() < 0.5:
+                peers[1].flush()
             peers[1].check()
         for peer in peers:
             peer.blob.refresh()
