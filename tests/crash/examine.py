@@ -12,7 +12,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from power import EMPTY, Disk, Image, Moment, Mount, moments
+from kernel import EMPTY, Disk, Image, Mount
+from power import Moment, moments
 from workloads import WORKLOADS, Content, History, Run, content
 
 from tensorblob import cursors, files
@@ -44,6 +45,8 @@ class Examination:
         WORKLOADS[workload](run)
         self.histories = run.histories
         self.moments = moments(EMPTY, disk.log)
+        self.small = {n for n, moment in enumerate(self.moments) if moment.count(EXHAUSTIVE) < EXHAUSTIVE}
+        """The points at which all states are gone through, one by one."""
         self.is_exhausted = False
 
     def go(self) -> None:
@@ -57,7 +60,7 @@ class Examination:
         while numbers and self.count < self.enough and idle < 40:
             before, left = self.count, []
             for number in numbers:
-                for _ in range(4):
+                for _ in range(16 if number in self.small else 4):
                     image = next(draws[number], None)
                     if image is None:
                         break

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from power import Disk, Mount, Node, Write
+from kernel import Disk, Mount, Node, Write
 from workloads import WORKLOADS, Run
 
 from tensorblob.blob import TensorBlob, append_to

@@ -51,7 +51,7 @@ def _verdict(source: str, mutant: Mutant) -> str:
 def _found_out(source: str, mutant: Mutant) -> Iterator[str]:
     import torch
     from examine import Examination
-    from power import Mount
+    from kernel import Mount
 
     torch.set_num_threads(1)
     gc.freeze()

@@ -13,23 +13,8 @@ from types import SimpleNamespace
 import pytest
 from disk import KINDS, put_between, reboot
 from examine import Examination, read
-from power import (
-    EMPTY,
-    PAGE_NBYTES,
-    ROOT,
-    SECTOR_NBYTES,
-    Act,
-    Disk,
-    Image,
-    Killed,
-    Make,
-    Moment,
-    Mount,
-    Name,
-    Sync,
-    Write,
-    moments,
-)
+from kernel import EMPTY, PAGE_NBYTES, ROOT, Act, Disk, Image, Killed, Make, Mount, Name, Sync, Write
+from power import SECTOR_NBYTES, Moment, moments
 from workloads import WORKLOADS, Run, content
 
 from tensorblob.blob import TensorBlob

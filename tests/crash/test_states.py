@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from examine import DEPTH, Examination
-from power import Disk, Mount, Write
+from kernel import Disk, Mount, Write
 from workloads import WORKLOADS, Run
 
 STATES = int(os.environ.get("TENSORBLOB_CRASH_STATES", "1_000_000"))
@@ -50,7 +50,10 @@ def examined(workload: str, seed: int, enough: int) -> Examination:
     with Mount() as mount:
         examination = Examination(mount, workload, seed, enough)
         examination.go()
-    print(f"{examination.count} states of {len(examination.moments)} points, by depth {examination.by_depth[1:]}")
+    print(
+        f"{examination.count} states, {examination.by_depth[1:]} by depth, of {len(examination.moments)} points, "
+        f"of which {len(examination.small)} have few enough to be gone through one by one"
+    )
     return examination
 
 

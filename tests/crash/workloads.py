@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from power import Act, Disk, Killed, Make, Name
+from kernel import Act, Disk, Killed, Make, Name
 
 import tensorblob as tb
 from tensorblob import cursors
