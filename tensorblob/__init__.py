@@ -32,9 +32,11 @@ from tensorblob.errors import (
 from tensorblob.follower import Follower
 from tensorblob.limiter import MinSize, Queue, RateLimiter, SampleToInsertRatio
 from tensorblob.producer import Producer, open_producer
+from tensorblob.recover import Kept, Recovered, recover
 from tensorblob.schema import Field, Schema
 from tensorblob.snapshot import Snapshot
 from tensorblob.table import Selection
+from tensorblob.verify import Fault, Report, verify
 
 __version__ = "0.4.0"
 
@@ -49,10 +51,12 @@ __all__ = [
     "CursorBusy",
     "DTypeMismatch",
     "DiskFull",
+    "Fault",
     "Field",
     "Follower",
     "ForkedHandle",
     "HistoryRewritten",
+    "Kept",
     "MinSize",
     "NotABlob",
     "NotReadable",
@@ -62,6 +66,8 @@ __all__ = [
     "Queue",
     "RateLimiter",
     "ReadOnlyStore",
+    "Recovered",
+    "Report",
     "RowsTrimmed",
     "Sample",
     "SampleToInsertRatio",
@@ -81,4 +87,6 @@ __all__ = [
     "open_producer",
     "open_reader",
     "open_writer",
+    "recover",
+    "verify",
 ]

@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -34,8 +35,12 @@ IDLE_POLL_S, LAST_IDLE_POLL_S = 0.25, 2.0
 FIRST_POLL_S = 0.0005
 PACE_S = 0.001
 """Woken twice within this, a watcher waits so long before it lets itself be woken again: each ring costs the writer."""
-SMALL_NBYTES = 4 << 20
-"""What is copied or gathered at once; more goes to a thread, so that cold pages do not hold the event loop up."""
+SMALL_NBYTES, COLD_S = 1 << 20, 0.002
+"""So much is copied or gathered on the event loop, as long as that takes less than COLD_S: then a page was not in memory, and
+all goes to threads until one finds its pages there again.
+"""
+
+T = TypeVar("T")
 
 
 def _is_finished(snapshot: Snapshot) -> bool:
@@ -102,6 +107,8 @@ class AsyncReader:
         self._is_watched = False
         self._news = anyio.Event()
         self._listeners = 0
+        self._is_cold = False
+        """The last read took as long as one that waits for the disk."""
         self._moved_s = -math.inf
         """When the watcher last saw a commit."""
         self._idle_s = IDLE_POLL_S
@@ -331,12 +338,22 @@ class AsyncReader:
             rows, ids = _sliced(rows, batch_size, span), ids.reshape(batch_size, span)
         return Sample(rows, ids)
 
-    async def _off_loop(self, work: Any, count: int) -> Any:
-        """Do small work here, large work in a thread."""
-        if count * self.blob.schema.row_nbytes <= SMALL_NBYTES:
-            await anyio.lowlevel.checkpoint()
-            return work()
-        return await anyio.to_thread.run_sync(work)
+    async def _off_loop(self, work: Callable[[], T], count: int) -> T:
+        """Do small work here, and large work in a thread; small work too while pages turn out not to be in memory."""
+
+        if count * self.blob.schema.row_nbytes > SMALL_NBYTES:
+            return await anyio.to_thread.run_sync(work)
+
+        def timed() -> T:
+            start_s = time.perf_counter()
+            result = work()
+            self._is_cold = time.perf_counter() - start_s > COLD_S
+            return result
+
+        if self._is_cold:
+            return await anyio.to_thread.run_sync(timed)
+        await anyio.lowlevel.checkpoint()
+        return timed()
 
     def follow(
         self,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +24,6 @@ from types import TracebackType
 from typing import Any
 
 import anyio
-import anyio.from_thread
 import anyio.lowlevel
 import anyio.to_thread
 
@@ -204,6 +204,8 @@ class AsyncWriter:
         self._is_power = is_power
         self._max_pending_nbytes = max_pending_nbytes
         self._pending_nbytes = 0
+        self._gathering = threading.Lock()
+        """Guards `_waiting`, `_group` and `_done`: a thread takes the group once it has the turn. Nobody waits holding it."""
         self._waiting: list[_Pending] = []
         """Accepted, and in the next group."""
         self._group: list[_Pending] = []
@@ -213,6 +215,7 @@ class AsyncWriter:
         self._bell = anyio.Event()
         self._done = anyio.Event()
         """Set when the group that gathers now is committed."""
+        self._next_done = anyio.Event()
         self._is_closing = False
         self._lost: BaseException | None = None
         """Why a batch of `append_nowait` was not committed, until somebody hears of it."""
@@ -329,8 +332,9 @@ class AsyncWriter:
 
     def _admit(self, pending: _Pending) -> None:
         self._pending_nbytes += pending.nbytes
-        pending.done = self._done
-        self._waiting.append(pending)
+        with self._gathering:
+            pending.done = self._done
+            self._waiting.append(pending)
         if len(self._waiting) == 1:
             self._bell.set()
 
@@ -346,12 +350,18 @@ class AsyncWriter:
         except BaseException:
             if pending in self._outside:
                 self._outside.remove(pending)
-            elif pending in self._waiting:  # it was let in, and gives way
-                self._waiting.remove(pending)
-                self._leave_room(pending.nbytes)
-            else:
+            elif not self._withdraw(pending):
                 await self._settled(pending)
             raise
+
+    def _withdraw(self, pending: _Pending) -> bool:
+        """Take an accepted append back, unless it is being committed already."""
+        with self._gathering:
+            if pending not in self._waiting:
+                return False
+            self._waiting.remove(pending)
+        self._leave_room(pending.nbytes)
+        return True
 
     def _leave_room(self, nbytes: int) -> None:
         self._pending_nbytes -= nbytes
@@ -366,10 +376,7 @@ class AsyncWriter:
         try:
             await self._done_with(pending)
         except BaseException:
-            if pending in self._waiting:
-                self._waiting.remove(pending)
-                self._leave_room(pending.nbytes)
-            else:
+            if not self._withdraw(pending):
                 await self._settled(pending)
             raise
         if pending.error is not None:
@@ -405,7 +412,7 @@ class AsyncWriter:
 
         Where writers share the blob, they are taken once it is our turn: until then they can be withdrawn.
         """
-        self._group = []
+        self._group, self._next_done = [], anyio.Event()
         try:
             if self._is_quick(self._waiting) and self._commit_inline():
                 await anyio.lowlevel.checkpoint()
@@ -430,12 +437,14 @@ class AsyncWriter:
 
     def _take(self) -> list[_Pending]:
         """Take the group that has gathered; the next one begins."""
-        last = next((place for place, pending in enumerate(self._waiting, 1) if pending.finishes), len(self._waiting))
-        self._group, self._waiting = self._waiting[:last], self._waiting[last:]
-        self._done = anyio.Event()
-        for pending in self._waiting:  # what came after the end of a stream is another commit
-            pending.done = self._done
-        return self._group
+        with self._gathering:
+            waiting = self._waiting
+            last = next((place for place, pending in enumerate(waiting, 1) if pending.finishes), len(waiting))
+            self._group, self._waiting = waiting[:last], waiting[last:]
+            self._done = self._next_done
+            for pending in self._waiting:  # what came after the end of a stream is another commit
+                pending.done = self._done
+            return self._group
 
     def _is_quick(self, group: list[_Pending]) -> bool:
         """True if committing the group costs less than the hop to a thread."""
@@ -461,7 +470,7 @@ class AsyncWriter:
     def _commit_in_turn(self) -> None:
         """In a thread: wait for our turn, and commit those who still wait then."""
         with self._writer.turn():
-            self._commit(anyio.from_thread.run_sync(self._take))
+            self._commit(self._take())
 
     def _commit(self, group: list[_Pending]) -> None:
         """Commit a group, and note in each what became of it. Runs here or in a thread; raises interrupts only."""

@@ -31,7 +31,6 @@ class Batches:
         dtype = schema.fields[0].torch_dtype
         self._dtype = dtype if schema.is_single and carrier_dtype(dtype) is dtype and not dtype.is_complex else None
         """The dtype of rows that are written as they are."""
-        self._row_nbytes = schema.row_nbytes
         self._small: tuple[torch.Size | None, int, Callable[[int], Any]] = None, 0, ctypes.c_char.from_address
         """The shape of the last small batch, the rows it has, and what reads as many bytes at an address: one value,
         so that threads which write through one handle never mix two batches.

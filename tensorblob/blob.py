@@ -92,7 +92,7 @@ class TensorBlob(Rows):
         In every case the blob is as it was before.
         """
         _check_mode(mode)
-        path = _path_of(filename)
+        path = path_of(filename)
         if mode == "r":
             for name, given in (("max_rows", max_rows), ("max_bytes", max_bytes), ("metadata", metadata)):
                 if given is not None:
@@ -471,7 +471,7 @@ class TensorBlob(Rows):
         Works on any open handle, also while a writer is at work. Raises `FileExistsError` if `dest` exists.
         """
         self._check_open()
-        path = _path_of(dest)
+        path = path_of(dest)
         with self._source() as source:
             create.copy(source.dir_fd, source.store, source.snapshot, path)
 
@@ -503,7 +503,7 @@ class TensorBlob(Rows):
         """Remove a blob, and only a blob. Returns True if it is gone; warns and returns False if it could not be
         removed.
         """
-        path = _path_of(filename)
+        path = path_of(filename)
         if not os.path.lexists(path):
             return True
         try:
@@ -568,17 +568,19 @@ def append_to(
     **options: Any,
 ) -> TensorBlob:
     """Open a blob in mode "a", as `TensorBlob.open`; a missing one is created if the arguments say what it holds."""
-    where = _path_of(path)
+    where = path_of(path)
     if _is_absent(where):
         asked = _asked_schema(dtype, shape, schema, block_rows, None, max_rows, max_bytes)
-        if asked is not None:
-            create.create(where, asked, metadata=check_metadata(metadata), retention=Retention(max_rows, max_bytes))
+        if asked is None:
+            raise FileNotFoundError(f"Blob not found: {where!r}; give dtype= and shape=, or schema=, to create it")
+        create.create(where, asked, metadata=check_metadata(metadata), retention=Retention(max_rows, max_bytes))
     options |= {"dtype": dtype, "shape": shape, "schema": schema, "block_rows": block_rows}
     options |= {"max_rows": max_rows, "max_bytes": max_bytes, "metadata": metadata}
     return TensorBlob.open(where, "a", **options)
 
 
-def _path_of(filename: str | os.PathLike[str]) -> str:
+def path_of(filename: str | os.PathLike[str]) -> str:
+    """The path of a blob's directory: absolute, `~` and symlinks resolved."""
     return os.path.realpath(Path(filename).expanduser())
 
 

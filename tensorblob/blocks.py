@@ -3,7 +3,8 @@
 A block is created (or adopted from another blob) before any edit names it, and taken back if the edit is not
 committed. It stays open until it is sealed and synced. A file whose sync failed is poisoned: it is never synced
 again, and its rows have to move. Once nothing names a block any more it is dead, and is unlinked when no generation
-in which it was live is pinned.
+in which it was live is pinned. Blocks may also be staged: filled while no edit names them, for one that will. What peers
+commit in their turns is learned, so that each of them knows all blocks and when they were born.
 
 This class decides nothing: the writer says when to sync, what is committed, and which generation begins.
 """
@@ -121,6 +122,8 @@ class Blocks:
         """Staged blocks are named by now: from here on they are as any others that are sealed."""
         for block in blocks:
             self._births[number][block.id] = self.generation
+            if block.fd >= 0:
+                files.release_allocation(block.fd)
             block.close()
 
     def _close_full(self) -> None:
@@ -147,12 +150,14 @@ class Blocks:
         path = block_path(field, block.id)
         with contextlib.suppress(OSError):
             fd = files.open_for_append(path, dir_fd=self._dir_fd)
-            stat = os.fstat(fd)
-            if stat.st_nlink == 1 and stat.st_size >= block.rows * field.row_nbytes:
-                self.open[block.id] = BlockFile(block.id, path, fd, block.capacity_rows, block.rows, block.crc32c)
-                self.open[block.id].allocated = stat.st_size
-            else:
-                os.close(fd)
+            try:
+                stat = os.fstat(fd)
+                if stat.st_nlink == 1 and stat.st_size >= block.rows * field.row_nbytes:
+                    self.open[block.id] = BlockFile(block.id, path, fd, block.capacity_rows, block.rows, block.crc32c)
+                    self.open[block.id].allocated = stat.st_size
+            finally:
+                if block.id not in self.open:
+                    os.close(fd)
 
     def keep_created(self) -> None:
         """What was created is committed."""
@@ -184,7 +189,15 @@ class Blocks:
         """What is not synced yet, for one `sync`. Poisoned files are not among it."""
         blocks = [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
         adopted = [path for path in self._adopted if os.path.basename(path) not in self.poisoned]
-        return Dirty([(block, os.dup(block.fd)) for block in blocks], adopted, list(self._new_names))
+        dirty = Dirty([], adopted, list(self._new_names))
+        try:
+            for block in blocks:
+                dirty.blocks.append((block, os.dup(block.fd)))
+        except BaseException:
+            for _, fd in dirty.blocks:
+                os.close(fd)
+            raise
+        return dirty
 
     def sync_all(self) -> None:
         """Make everything so far durable; no block is closed meanwhile. Raises as `sync`."""

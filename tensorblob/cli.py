@@ -1,9 +1,9 @@
-"""The command line: look into a blob, watch it grow, compact it, copy it.
+"""The command line: look into a blob, watch it grow, check it, compact it, copy it or what is intact of it.
 
 What is there is worked out first, as a JSON-like dict, by a reader that maps nothing and takes no lock that a writer waits
 for. `--json` prints that dict, and everything else that is printed is made from it. Output is plain where it is not a
-terminal. Exit codes: 0 done, 1 an error that a line on stderr explains, 2 wrong usage, 130 interrupted; but Ctrl-C is the
-way out of `follow`, so there it is 0.
+terminal. Exit codes: 0 done, 1 an error that a line on stderr explains or damage that `verify` found, 2 wrong usage, 130
+interrupted; but Ctrl-C is the way out of `follow`, so there it is 0.
 
 typer and rich are an extra, and imported when a command line is run. (No `from __future__ import annotations`: typer
 evaluates the annotations of the commands, which are local to `application`.)
@@ -26,6 +26,8 @@ from tensorblob.errors import BlobError
 from tensorblob.format import is_block_id, manifest_generation
 from tensorblob.manifest import generations
 from tensorblob.presence import identity, presence
+from tensorblob.recover import Recovered, recover
+from tensorblob.verify import OnProgress, Report, verify
 
 if TYPE_CHECKING:
     import typer
@@ -223,6 +225,33 @@ def _gauges(now: Facts) -> Iterator[tuple[str, str]]:
         yield "stream", "finished"
 
 
+def _findings(report: Report) -> Iterator[str]:
+    """What `verify` prints."""
+    yield from map(str, report.faults)
+    yield from (f"note: {remark}" for remark in report.remarks)
+    checked = f"{_count(report.blocks, 'block')}, {_count(report.records, 'record')}"
+    if report.is_quick:
+        checked += ", of blocks only their sizes"
+    else:
+        checked += f", {_size(report.nbytes)} of rows"
+    verdict = "intact" if report.ok else f"damaged: {_count(len(report.faults), 'fault')}"
+    yield f"{verdict} ({checked})"
+
+
+def _account(found: Recovered) -> Iterator[str]:
+    """What `recover` prints."""
+    yield from map(str, found.faults)
+    yield from (f"note: {remark}" for remark in found.remarks)
+    for part in found.kept:
+        moved = "" if part.row == part.start else f" (now from {part.row:,} on)"
+        yield f"kept row ids {part.start:,} to {part.stop:,}{moved}"
+    for gone in found.missing:
+        yield f"lost row ids {gone.start:,} to {gone.stop:,}"
+    lost = sum(map(len, found.missing))
+    more = [_count(number, noun) for number, noun in ((found.notes, "note"), (found.keys, "key")) if number]
+    yield f"recovered {_count(found.rows, 'row')} to {found.dest}, lost {', '.join([_count(lost, 'row'), *more])}"
+
+
 def _say(console: "Console", line: str, style: str | None = None) -> None:
     """Print a line, flushed; what a name may hold and a terminal would obey is escaped."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
@@ -255,7 +284,7 @@ def application() -> "typer.Typer":
     from rich.console import Console
 
     app = typer.Typer(
-        help="Look into a tensorblob, watch it grow, compact it, copy it.",
+        help="Look into a tensorblob, watch it grow, check it, compact it, copy it.",
         add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -267,19 +296,52 @@ def application() -> "typer.Typer":
     Count = Annotated[int, typer.Option("--rows", "-n", min=0, help="How many.")]
     Fields = Annotated[str | None, typer.Option(metavar="A,B", help="Only these fields.")]
     Interval = Annotated[float, typer.Option(metavar="SECONDS", help="How often to look.")]
+    Quick = Annotated[bool, typer.Option("--quick", help="Of blocks check only the sizes.")]
     Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait so long for a writer to leave.")]
 
     @contextmanager
-    def opened(path: str, mode: str = "r", **options: Any) -> Iterator[TensorBlob]:
-        """Open a blob; an expected error becomes a line on stderr and exit code 1."""
+    def explained() -> Iterator[None]:
+        """An expected error becomes a line on stderr and exit code 1."""
         try:
-            with TensorBlob.open(path, mode, io="pread", **options) as blob:
-                yield blob
+            yield
         except BrokenPipeError:
             raise  # who read our output has left: typer and rich end quietly
         except (BlobError, OSError, ValueError) as error:
             typer.echo(f"tensorblob: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(1) from None
+
+    @contextmanager
+    def opened(path: str, mode: str = "r", **options: Any) -> Iterator[TensorBlob]:
+        """Open a blob, with its expected errors explained."""
+        with explained(), TensorBlob.open(path, mode, io="pread", **options) as blob:
+            yield blob
+
+    @contextmanager
+    def progress_bar(what: str) -> Iterator[OnProgress | None]:
+        """A bar on stderr, if that is a terminal, while bytes are read."""
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        console = Console(stderr=True)
+        if not (sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal):
+            yield None
+            return
+        parts = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*parts, console=console, transient=True) as progress:
+            task = progress.add_task(what, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
 
     @app.command()
     def info(path: Blob, as_json: AsJson = False) -> None:
@@ -321,6 +383,29 @@ def application() -> "typer.Typer":
                 at = time.strftime("%H:%M:%S", time.localtime(now["time_s"]))
                 line = "  ".join([at, *(f"{label} {value}" for label, value in _gauges(now))])
                 _say(console, json.dumps(now) if as_json else line)
+
+    @app.command(name="verify")
+    def check(path: Blob, quick: Quick = False, as_json: AsJson = False) -> None:
+        """Compare a blob with its checksums; exit code 1 if anything is damaged. Nothing is written."""
+        console = Console()
+        with explained(), progress_bar("checking") as on_progress:
+            report = verify(path, quick=quick, on_progress=on_progress)
+        if as_json:
+            facts = report._asdict() | {"faults": [fault._asdict() for fault in report.faults], "ok": report.ok}
+            console.out(json.dumps(facts, indent=2), highlight=False)
+        for line in () if as_json else _findings(report):
+            _say(console, line)
+        if not report.ok:
+            raise typer.Exit(1)
+
+    @app.command(name="recover")
+    def salvage(path: Blob, dest: Dest) -> None:
+        """Write the intact rows of a damaged blob to a new place, and say what is missing. The blob stays as it is."""
+        with explained(), progress_bar("recovering") as on_progress:
+            found = recover(path, dest, on_progress=on_progress)
+        console = Console()
+        for line in _account(found):
+            _say(console, line)
 
     @app.command()
     def compact(path: Blob, timeout_s: Timeout = 0.0) -> None:

@@ -14,6 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -30,6 +31,7 @@ from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
 from tensorblob.snapshot import Column
 
 REFUSED_CACHE_BLOCKS = 16
+CHECKED_NBYTES = 64 << 20
 _NOTHING = -1, -1, torch.empty(0, device="cpu")
 
 
@@ -49,7 +51,13 @@ class ColumnRows(ABC):
         return rows.view(self._dtype) if self._is_carried else rows
 
     def empty(self, count: int) -> torch.Tensor:
-        return torch.empty((count, *self.field.shape), dtype=self._dtype, device="cpu")
+        try:
+            return torch.empty((count, *self.field.shape), dtype=self._dtype, device="cpu")
+        except RuntimeError as error:
+            nbytes = count * self.field.row_nbytes
+            raise MemoryError(
+                f"No memory for {count} rows of {self.field.row_nbytes} bytes, {nbytes} in all"
+            ) from error
 
     @abstractmethod
     def follow(self, column: Column) -> ColumnRows:
@@ -224,11 +232,6 @@ class MappedColumn(ColumnRows):
             with contextlib.suppress(ReservationRefused):
                 self._private.will_need(start, stop)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Fault the pages of these rows in before they are gathered from."""
-        with contextlib.suppress(ReservationRefused):
-            self._shared.prefetch(start, stop)
-
 
 class _Piecewise(ColumnRows):
     """Reads span by span: `_rows` lends the rows of one."""
@@ -256,14 +259,22 @@ class _Piecewise(ColumnRows):
             found.append((low, high, Span(placed.span.block, low + shift, high + shift)))
         return found
 
+    def _check_there(self, spans: Sequence[Span]) -> None:
+        """Raise `Corrupt` for rows that are not there, before memory is asked for on their behalf."""
+        for span in spans:
+            os.close(open_block(self._dir_fd, self.field, span.block, span.stop))
+
     def row(self, row: int) -> torch.Tensor:
         ((_, _, span),) = self._parts(row, row + 1)
         return self._finish(self._rows(span)[0].clone())
 
     def copy(self, start: int, stop: int, step: int) -> torch.Tensor:
+        parts = self._parts(start, stop)
+        if (stop - start) * self.field.row_nbytes > CHECKED_NBYTES:
+            self._check_there([span for _, _, span in parts])
         found = self.empty(len(range(start, stop, step)))
         target, done = found.view(self._carrier) if self._is_carried else found, 0
-        for low, high, span in self._parts(start, stop):
+        for low, high, span in parts:
             skip = -(low - start) % step
             if low + skip < high:
                 rows = self._rows(Span(span.block, span.start + skip, span.stop))[::step]
@@ -272,11 +283,13 @@ class _Piecewise(ColumnRows):
         return found
 
     def take(self, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-        found = self.empty(len(rows)) if out is None else out
-        target = found.view(self._carrier) if self._is_carried else found
         ids = rows.numpy()
         order = np.argsort(ids, kind="stable")
         which = np.searchsorted(self._starts, ids[order], side="right") - 1
+        if out is None and len(rows) * self.field.row_nbytes > CHECKED_NBYTES:
+            self._check_there([self._placed[index].span for index in np.unique(which).tolist()])
+        found = self.empty(len(rows)) if out is None else out
+        target = found.view(self._carrier) if self._is_carried else found
         bounds = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(ids)]
         for low, high in pairwise(bounds):
             if low < high:
@@ -292,9 +305,9 @@ class _Piecewise(ColumnRows):
 
     def _read(self, span: Span) -> torch.Tensor:
         """The rows of `span` by pread."""
-        rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier, device="cpu")
         fd = open_block(self._dir_fd, self.field, span.block, span.stop)
         try:
+            rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier, device="cpu")
             self._fill(fd, span.block, rows, span.start)
         finally:
             os.close(fd)

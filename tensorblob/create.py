@@ -20,6 +20,7 @@ from tensorblob.edit import Block, Edit, Metadata, Op, Retention, Splice, State
 from tensorblob.errors import BlobReplaced, NotABlob
 from tensorblob.format import Store, block_path, encode_store, is_block_id, is_producer, manifest_generation
 from tensorblob.manifest import Manifest
+from tensorblob.memory import check_named
 from tensorblob.schema import Schema
 from tensorblob.snapshot import Column, Snapshot, Vector, checkpoint
 
@@ -39,7 +40,7 @@ def create(
         edit.append(Metadata(metadata))
     if retention is not None and retention != Retention(None, None):
         edit.append(retention)
-    return _build(path, schema, lambda dir_fd: tuple(edit))
+    return build(path, schema, lambda dir_fd: tuple(edit))
 
 
 def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> None:
@@ -54,6 +55,7 @@ def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> Non
         for field, column in zip(store.schema, snapshot.columns, strict=True):
             spans = column.between(snapshot.first_row, snapshot.rows)
             named = column.blocks()
+            check_named(source_dir_fd, field, named, spans)
             ids = dict.fromkeys(span.block for span in spans)
             for id in ids:
                 block = block_path(field, id)
@@ -80,12 +82,15 @@ def copy(source_dir_fd: int, store: Store, snapshot: Snapshot, path: str) -> Non
 
     if files.exists(path):
         raise FileExistsError(f"Cannot copy to {path!r}: it exists")
-    if not _build(path, store.schema, fill):
+    if not build(path, store.schema, fill):
         raise FileExistsError(f"Cannot copy to {path!r}: it exists")
 
 
-def _build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
-    """Build a blob aside and rename it to `path`; `fill(dir_fd)` adds its blocks and returns the first checkpoint."""
+def build(path: str, schema: Schema, fill: Callable[[int], Edit]) -> bool:
+    """Build a blob aside and rename it to `path`; `fill(dir_fd)` adds its blocks and returns the first checkpoint.
+
+    Return False if another blob appeared there meanwhile.
+    """
     parent, name = os.path.split(path)
     if (outer := _blob_around(parent)) is not None:
         raise ValueError(f"Cannot make a blob inside of another: {path!r} lies in {outer!r}")
@@ -135,13 +140,17 @@ def _begin(parent: str, name: str, aside: str) -> int:
     """Make and lock the hidden directory to build in; with the parent locked, so that nobody takes it for abandoned."""
     parent_fd = files.open_directory(parent)
     try:
-        files.lock(parent_fd)
-        _remove_abandoned(parent, name)
-        files.make_directory(aside)
-        dir_fd = files.open_directory(aside)
-        if not files.try_lock(dir_fd, shared=False):
-            raise AssertionError("nobody else has the name")
-        return dir_fd
+        with files.locked(parent_fd, f"the directory {parent!r}"):
+            _remove_abandoned(parent, name)
+            files.make_directory(aside)
+            dir_fd = files.open_directory(aside)
+            try:
+                if not files.try_lock(dir_fd, shared=False):
+                    raise AssertionError("nobody else has the name")
+            except BaseException:
+                os.close(dir_fd)
+                raise
+            return dir_fd
     finally:
         os.close(parent_fd)
 

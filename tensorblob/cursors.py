@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from tensorblob import files, forks
+from tensorblob.edit import Count
 from tensorblob.errors import Corrupt, CursorBusy
 from tensorblob.format import crc32c
 
@@ -22,8 +23,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 
 
 class _CursorFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    row: int
-    history: int
+    row: Count
+    history: Count
     crc32c: str
 
 
@@ -43,9 +44,14 @@ class Consumer(NamedTuple):
     pid: int | None
 
 
+def is_name(name: str) -> bool:
+    """True if `name` can name a cursor."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """Return `name`; raise `ValueError` unless it can name a cursor (letters, digits, `_`, `-`, `.`, at most 100)."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not is_name(name):
         raise ValueError(f"Invalid cursor name: {name!r} (letters, digits, '_', '-' and '.', at most 100)")
     return name
 
@@ -67,7 +73,7 @@ def read_position(dir_fd: int, name: str) -> Position | None:
         return None
     try:
         found = msgspec.json.decode(data, type=_CursorFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"The cursor {name!r} is damaged: {error}", path=files.path_of(dir_fd, path)) from error
     if found.crc32c != _checksum(found.row, found.history):
         raise Corrupt(f"The cursor {name!r} does not agree with its checksum", path=files.path_of(dir_fd, path))
@@ -79,7 +85,7 @@ def consumers(dir_fd: int) -> list[Consumer]:
     found = []
     for file in files.list_directory("cursors", dir_fd=dir_fd):
         name = file.removesuffix(".json")
-        if file.endswith(".json") and _NAME.fullmatch(name) and (position := read_position(dir_fd, name)) is not None:
+        if file.endswith(".json") and is_name(name) and (position := read_position(dir_fd, name)) is not None:
             alive = is_alive(dir_fd, name)
             holder = files.said_in(_lock_path(name), files.Holder, dir_fd=dir_fd) if alive else None
             found.append(Consumer(name, position, alive, None if holder is None else holder.pid))

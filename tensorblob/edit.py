@@ -7,9 +7,19 @@ blob began; a *block row* counts the rows of one block file. Columns are numbere
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
+
+MAX_ROWS = 2**53
+"""Row ids, and what is counted, stay below it; every JSON reader knows these numbers exactly."""
+
+Count = Annotated[int, Meta(ge=0, le=MAX_ROWS)]
+BlockId = Annotated[str, Meta(pattern=r"^[0-9A-Za-z]+-[0-9]+\Z", max_length=100)]
+"""Bounds are given where they cost nothing: not for the operations that a checkpoint has by the ten thousand, `Block` and
+`Span`, nor for `Grow`. What those say is checked where it is used.
+"""
 
 
 class Span(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
@@ -38,11 +48,11 @@ class Tail(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknow
     `capacity_rows`.
     """
 
-    column: int
-    id: str
-    capacity_rows: int
-    start: int
-    rows: int
+    column: Count
+    id: BlockId
+    capacity_rows: Count
+    start: Count
+    rows: Count
     crc32c: int
 
 
@@ -51,10 +61,10 @@ class Patch(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unkno
     block.
     """
 
-    column: int
-    id: str
-    capacity_rows: int
-    rows: int
+    column: Count
+    id: BlockId
+    capacity_rows: Count
+    rows: Count
     crc32c: int
 
 
@@ -71,22 +81,22 @@ class Splice(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     row does not end the column any more is sealed. On an empty column, `start` is where it begins.
     """
 
-    column: int
-    start: int
-    stop: int
+    column: Count
+    start: Count
+    stop: Count
     spans: tuple[Span, ...]
 
 
 class Trim(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="trim"):
     """Rows before `first_row` are gone."""
 
-    first_row: int
+    first_row: Count
 
 
 class Cut(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="cut"):
     """The history `history` begins: rows from `row` on may differ from what they were in the ones before."""
 
-    row: int
+    row: Count
     history: int
 
 
@@ -95,18 +105,18 @@ class State(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     `lost` pairs of histories between whose numbers some may have been that a power loss took.
     """
 
-    history: int
-    cuts: tuple[tuple[int, int], ...]
-    lost: tuple[tuple[int, int], ...]
-    first_row: int
-    commits: int
+    history: Count
+    cuts: tuple[tuple[Count, Count], ...]
+    lost: tuple[tuple[Count, Count], ...]
+    first_row: Count
+    commits: Count
 
 
 class Durable(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="durable"):
     """Everything this generation says before `offset`, and every byte it names there, is synced: `rows` rows."""
 
-    offset: int
-    rows: int
+    offset: Count
+    rows: Count
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="session"):
@@ -129,8 +139,8 @@ class Metadata(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 class Note(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="note"):
     """User metadata of one commit, which holds rows `start` to `stop`."""
 
-    start: int
-    stop: int
+    start: Count
+    stop: Count
     value: dict[str, Any]
 
 
@@ -139,21 +149,21 @@ class Key(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown
 
     key: str
     sequence: int
-    start: int
-    stop: int
+    start: Count
+    stop: Count
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="finish"):
     """The stream ends at `row`: who follows need not wait for more. Rows appended later take it back."""
 
-    row: int
+    row: Count
 
 
 class Retention(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="retention"):
     """Each commit trims the blob to at most so many rows or bytes of rows; None is no limit."""
 
-    max_rows: int | None
-    max_bytes: int | None
+    max_rows: Annotated[int, Meta(ge=0)] | None
+    max_bytes: Annotated[int, Meta(ge=0)] | None
 
     def most_rows(self, row_nbytes: int) -> int | None:
         """How many rows of so many bytes that is, at least one; None is no limit."""
@@ -164,7 +174,7 @@ class Retention(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 class Moved(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag="moved"):
     """The log goes on in `generation`. Only a doorbell: that generation was in place before this was written."""
 
-    generation: int
+    generation: Count
 
 
 Op: TypeAlias = (

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import msgspec
 from filelock import FileLock, Timeout
 
-from tensorblob.errors import DiskFull, ReadOnlyStore, SyncFailed, WriterBusy
+from tensorblob.errors import Corrupt, DiskFull, ReadOnlyStore, SyncFailed, WriterBusy
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 if sys.platform not in ("linux", "darwin"):
     raise ImportError(f"tensorblob needs Linux or macOS (flock, mmap with MAP_FIXED); this is {sys.platform!r}")
 
+STOPPED_S = 10.0
+"""Who holds a lock of moments for so long was stopped."""
 COPY_NBYTES = 8 << 20
 READ_NBYTES = 16 << 10
+SPARSE_NBYTES = 16 << 20
 _IOV_MAX = 1024
 _FALLOC_FL_KEEP_SIZE = 1
 _FICLONE = 0x40049409
@@ -68,8 +71,20 @@ def explained(what: str) -> Iterator[None]:
 
 
 def open_directory(path: str, *, dir_fd: int | None = None) -> int:
+    """Open a directory; below another one a symlink, or anything else, is refused as `Corrupt`."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if dir_fd is not None else 0)
-    return os.open(path, flags, dir_fd=dir_fd)
+    try:
+        return os.open(path, flags, dir_fd=dir_fd)
+    except OSError as error:
+        if dir_fd is None or error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise Corrupt("Not a directory of the blob's own", path=path_of(dir_fd, path)) from error
+
+
+def check_directory(path: str, *, dir_fd: int) -> None:
+    """Raise `Corrupt` if `path` is there, and no directory but perhaps a symlink to one: paths through it lead elsewhere."""
+    if exists(path, dir_fd=dir_fd) and not is_directory(path, dir_fd=dir_fd):
+        raise Corrupt("Not a directory of the blob's own", path=path_of(dir_fd, path))
 
 
 def make_directory(path: str, *, dir_fd: int | None = None) -> None:
@@ -77,8 +92,10 @@ def make_directory(path: str, *, dir_fd: int | None = None) -> None:
         os.mkdir(path, dir_fd=dir_fd)
 
 
-def path_of(dir_fd: int, path: str) -> str:
+def path_of(dir_fd: int | None, path: str) -> str:
     """The full path of `path` below an open directory, for messages; `path` itself where the system does not say."""
+    if dir_fd is None:
+        return path
     try:
         if sys.platform == "linux":
             return os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
@@ -117,6 +134,8 @@ def unlink(path: str, *, dir_fd: int | None = None, missing_ok: bool = False) ->
     except FileNotFoundError:
         if not missing_ok:
             raise
+    except IsADirectoryError as error:
+        raise Corrupt("Not a regular file", path=path_of(dir_fd, path)) from error
 
 
 def remove_tree(path: str, *, dir_fd: int | None = None) -> None:
@@ -142,9 +161,28 @@ def is_directory(path: str, *, dir_fd: int | None = None) -> bool:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+_NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG})
+
+
+def _open_regular(path: str, flags: int, dir_fd: int | None) -> int:
+    """Open a regular file. Whatever else lies there (a symlink, a pipe, a directory) is refused as `Corrupt`, and not waited
+    for.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        raise Corrupt(f"Not a regular file: {error.strerror}", path=path_of(dir_fd, path)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Corrupt("Not a regular file", path=path_of(dir_fd, path))
+    return fd
+
+
 def open_file(path: str, *, dir_fd: int | None = None) -> int:
-    """Open a file for reading; a symlink is refused."""
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+    """Open a file for reading; what is no regular file is `Corrupt`, a symlink too."""
+    return _open_regular(path, os.O_RDONLY, dir_fd)
 
 
 def read_at(fd: int, nbytes: int, offset: int) -> bytes:
@@ -165,6 +203,23 @@ def read_on(fd: int, offset: int) -> bytes:
     if len(data) < READ_NBYTES:
         return data
     return data + read_at(fd, size_of(fd) - offset - len(data), offset + len(data))
+
+
+def read_data(fd: int) -> list[tuple[int, bytes]]:
+    """Return what an open file holds, as (offset, bytes); of a large file only what is not a hole, where the system tells."""
+    size = size_of(fd)
+    if size <= SPARSE_NBYTES:
+        return [(0, read_at(fd, size, 0))]
+    parts, stop = [], 0
+    try:
+        while stop < size:
+            start = os.lseek(fd, stop, os.SEEK_DATA)
+            stop = os.lseek(fd, start, os.SEEK_HOLE)
+            parts.append((start, read_at(fd, stop - start, start)))
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which says that no data follows
+            return [(0, read_at(fd, size, 0))]
+    return parts
 
 
 def read_into(fd: int, buffer: Any, offset: int) -> int:
@@ -204,13 +259,13 @@ def create_file(path: str, *, dir_fd: int | None = None) -> int:
 def open_for_append(path: str, *, dir_fd: int | None = None) -> int:
     """Open an existing file for reading and writing; it is not changed."""
     with explained(f"Cannot open {path!r} for writing"):
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+        return _open_regular(path, os.O_RDWR, dir_fd)
 
 
 def open_or_create(path: str, *, dir_fd: int | None = None) -> int:
     """Open a file for reading and writing; it is made, empty, if it is not there."""
     with explained(f"Cannot open {path!r} for writing"):
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+        return _open_regular(path, os.O_RDWR | os.O_CREAT, dir_fd)
 
 
 def replace_file(path: str, data: bytes, *, dir_fd: int | None = None) -> None:
@@ -375,7 +430,7 @@ def try_lock_soon(fd: int) -> bool:
 
 
 def lock(fd: int) -> None:
-    """Take an exclusive flock on an open file or directory, waiting for it; for a few calls' time only."""
+    """Take an exclusive flock on an open file or directory, waiting for it as long as it takes."""
     fcntl.flock(fd, fcntl.LOCK_EX)
 
 
@@ -385,13 +440,44 @@ def unlock(fd: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(fd: int) -> Iterator[None]:
-    """Hold an exclusive flock on an open file; for a few calls' time only."""
-    lock(fd)
+def locked(fd: int, what: str) -> Iterator[None]:
+    """Hold an exclusive flock on an open file or directory, for a few calls' time only.
+
+    Raises `WriterBusy` if somebody else keeps it for as long as only a stopped process does.
+    """
+    wait_s, deadline = 20e-6, time.monotonic() + STOPPED_S
+    while not try_lock(fd, shared=False):
+        if time.monotonic() >= deadline:
+            raise busy(fd, what, STOPPED_S)
+        time.sleep(wait_s)
+        wait_s = min(wait_s * 1.5, 1e-3)
     try:
         yield
     finally:
         unlock(fd)
+
+
+def busy(fd: int, what: str, after_s: float) -> WriterBusy:
+    """What to raise when somebody keeps the flock on an open file that is only ever held for a moment."""
+    pid = lock_holder(fd)
+    who = "Another process" if pid is None else f"Process {pid}"
+    return WriterBusy(
+        f"{who} has kept {what} for {after_s:g} s; if it was stopped, continue or kill it",
+        pid=pid,
+        host=None if pid is None else socket.gethostname(),
+    )
+
+
+def lock_holder(fd: int) -> int | None:
+    """Return the process that holds the exclusive flock on an open file, where the system says so."""
+    found = os.fstat(fd)
+    file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    with contextlib.suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
+        for line in locks:
+            match line.split():
+                case [_, "FLOCK", _, "WRITE", pid, where, *_] if where == file and int(pid) > 0:
+                    return int(pid)
+    return None
 
 
 # -- what locked files say --------------------------------------------------------------------------------------------
@@ -422,7 +508,7 @@ def said(fd: int, kind: type[T]) -> T | None:
     """Return what a small open file says, or None if that is nothing, or was torn by a power loss."""
     try:
         return msgspec.json.decode(read_at(fd, SAID_NBYTES, 0).rstrip(b"\0"), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -448,6 +534,7 @@ def lock_writer(path: str, timeout_s: float) -> FileLock:
 
     Raises `WriterBusy` if it stays taken for `timeout_s` seconds, `ReadOnlyStore` if the file cannot be written.
     """
+    os.close(open_or_create(path))  # a regular file, with the mode that ours have
     lock = FileLock(path, timeout=timeout_s, thread_local=False, fallback_to_soft=False, poll_interval=0.01)
     try:
         with explained(f"Cannot lock {path!r}"):
@@ -476,11 +563,14 @@ def share_writer_lock(path: str, timeout_s: float) -> int:
     """
     fd = open_for_append(path)
     deadline = time.monotonic() + timeout_s
-    while not try_lock(fd, shared=True):
-        if time.monotonic() >= deadline:
-            os.close(fd)
-            raise WriterBusy(f"A sole writer holds {path!r}; let it open the blob with shared=True, too")
-        time.sleep(0.01)
+    try:
+        while not try_lock(fd, shared=True):
+            if time.monotonic() >= deadline:
+                raise WriterBusy(f"A sole writer holds {path!r}; let it open the blob with shared=True, too")
+            time.sleep(0.01)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

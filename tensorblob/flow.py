@@ -20,7 +20,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from tensorblob import files
-from tensorblob.cursors import check_name, is_alive, read_position
+from tensorblob.cursors import check_name, is_alive, is_name, read_position
 from tensorblob.doorbell import Doorbell
 from tensorblob.errors import BlobClosed, ConsumerDied
 from tensorblob.presence import present
@@ -176,7 +176,7 @@ class Retainer:
             self._looked_s = now_s
             names = set(self.names)
             if self._is_shared:
-                names.update(*(who.retain_for for who in present(self.dir_fd)))
+                names.update(name for who in present(self.dir_fd) for name in who.retain_for if is_name(name))
             positions = [read_position(self.dir_fd, name) for name in names]
             self._row = min((0 if position is None else position.row for position in positions), default=sys.maxsize)
         return min(first_row, self._row)

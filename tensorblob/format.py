@@ -4,15 +4,20 @@ A blob is a directory:
 
     schema.json              immutable: what the blob holds
     manifest.000001          append-only log of edits; the highest number is current
-    writer.lock              flock'ed for as long as a writer lives; its text names that writer, for error messages only
-    commit.lock              reserved for writers that share a blob
+    writer.lock              flock'ed for as long as a writer lives: exclusively by a sole one, shared by those that share
+    commit.lock              flock'ed by one of those that share, for each of its turns
     blocks/<column>/<id>     rows of one column; <column> is the dotted field name, "data" for the unnamed field
     producers/<producer>     one file per live writer, flock'ed by it
-    cursors/                 reserved for durable consumer positions
+    cursors/<name>.json      how far a consumer has read
+    cursors/.<name>.lock     flock'ed by that consumer for as long as it lives
+    cursors/limiter.<name>.lock  the counts of a rate limiter, flock'ed while they are changed
 
-A name that begins with a dot is unfinished work, to be renamed, and means nothing to a reader. Block ids are
-<producer>-<n>, letters and digits on both sides of the dash, and are never used twice. All integers are decimal JSON
-numbers; "checksum" is always CRC-32C (Castagnoli). Columns are numbered from 0 in the order of the schema's fields.
+A name that begins with a dot is unfinished work or a lock, and means nothing to who reads rows. Lock files are permanent.
+What is written in them, and in producers/, is JSON that informs; if it is missing or torn nothing is lost. Block ids are
+<producer>-<n>, letters and digits on both sides of the dash, 100 bytes at most, and are never used twice. All integers
+are decimal JSON numbers, those that count rows from 0 to 2^53 (and a blob ends before row id 2^52); "checksum" is always
+CRC-32C (Castagnoli). Columns are numbered from 0 in the order of the schema's fields. Files are regular files, and
+directories are directories: a symlink, or a pipe, is damage, and no name that is read from a file leads out of the blob.
 
 schema.json
 -----------
@@ -23,7 +28,8 @@ checksum is that of the object written with crc32c as the empty string, without 
 if encoding what was decoded gives the same bytes. Another version, or an unknown feature, must be refused.
 
 A field is named by its TensorDict key, nested keys joined by dots; "" is the one field of a blob of plain tensors. dtype
-is a torch dtype's name, shape that of one row; row_nbytes is the itemsize times the product of shape, and never 0.
+is a torch dtype's name, shape that of one row, of at most 30 sizes; row_nbytes is the itemsize times the product of shape,
+never 0 and at most 2^40.
 block_rows is the capacity that writers give new blocks; a reader does not need it.
 
 blocks
@@ -85,8 +91,8 @@ retention. An operation is an array, its name first:
     ["moved", generation]
         The log goes on in that generation, which was in place before this was written. Only a doorbell.
 
-After each edit all columns end at the same row: the blob's rows are first_row to there. An edit counts as a commit if it
-holds grow, tail, splice, trim, cut, note, metadata or finish, and no state.
+After each edit all columns end at the same row, and begin at first_row or before it: the blob's rows are first_row to that
+end. An edit counts as a commit if it holds grow, tail, splice, trim, cut, note, metadata or finish, and no state.
 
 The first record of a generation is a checkpoint: applied to nothing, it gives the whole state. It names no bytes that were
 not synced before it got its name, so it is as good as a durable mark.
@@ -113,12 +119,33 @@ size; elsewhere there is a seam. Writers leave seams only where blocks of anothe
 
 Writing
 -------
-The one writer holds an exclusive flock on writer.lock, and a file in producers/ that it locked before it got its name. It
-writes rows only beyond the committed length of a tail or patch block that was written in this boot, to which nothing was
-cut, and that has one link; else it begins a new block. It appends an edit only once its rows are in the block files, and
-begins a generation by syncing everything that the checkpoint will name, writing and syncing the file under a hidden name,
-renaming it, and syncing the directory; after that it may unlink blocks that are named by no manifest that is pinned. A block
-whose producer is not live and that no manifest names is garbage.
+A sole writer holds an exclusive flock on writer.lock (whose text, {pid, host}, names it), and has all turns. Writers that
+share the blob hold it shared, and write to the blob in turns: a turn is an exclusive flock on commit.lock, and begins by
+applying what others have appended, in whatever generation is current by then. Who shares a blob commits at one durability.
+
+If a sync failed, whoever's it was, commit.lock says {"generation": g, "poisoned": [id, ...]}: nobody appends to generation g
+any more, and the rows of those blocks have to move. (The kernel tells of it only once.)
+
+A writer also holds an exclusive flock on a file in producers/, from before that gets its name. It says {pid, host,
+consumers, max_lag_rows, durability, retain_for}: who waits for which cursors. A writer that closes removes the file, or hides
+it by a dot if it leaves garbage; one whose file is there and not locked has died.
+
+In its turn a writer writes rows only beyond the committed length of a tail or patch block that was written in this boot, to
+which nothing was cut, and that has one link; else it begins a new block. It appends an edit only once its rows are in the
+block files, and begins a generation by syncing everything that the checkpoint will name, writing and syncing the file under a
+hidden name, renaming it, and syncing the directory; after that it may unlink blocks that are named by no manifest that is
+pinned. Without a turn a writer may fill blocks of its own (their ids begin with its producer) that no manifest names yet:
+they are staged, until an edit names them. A block whose producer is not live and that no manifest names is garbage.
+
+Consumers
+---------
+cursors/<name>.json is {"row": r, "history": h, "crc32c": "<8 lower-case hex digits>"}: rows before r, as they were in history
+h, are done. The checksum is that of the text "<r> <h>". It is replaced by renaming cursors/.<name>.json, synced, and the
+directory is synced. A consumer resumes at r if no history since h began at a row before r.
+
+A limiter's file has two places, at 0 and at 32768, which are written in turn, each a line: the checksum of what follows, a
+space, {"step": n, "inserted": rows, "sampled": rows, "admitted": {producer: rows}}. The valid line with the greater step
+counts. Rows that were let in and are not committed yet count for as long as their producer lives.
 """
 
 from __future__ import annotations
@@ -131,12 +158,17 @@ from typing import Any, NamedTuple
 import google_crc32c
 import msgspec
 
-from tensorblob.edit import Edit, Op
+from tensorblob.edit import MAX_ROWS, Edit, Op
 from tensorblob.errors import Corrupt, NotABlob, UnsupportedFormat
-from tensorblob.schema import Field, Schema, check_name, dtype_name
+from tensorblob.schema import MAX_ASKED_NBYTES, MAX_DIMENSIONS, Field, Schema, check_name, dtype_name
 
 VERSION = 1
 FEATURES: frozenset[str] = frozenset()
+
+MAX_ID_NBYTES = 100
+MAX_GENERATION = 2**53
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding may raise; also `RecursionError`, for the deepest nesting that somebody could think of."""
 
 _encoder = msgspec.json.Encoder()
 _encode_edit = _encoder.encode
@@ -185,7 +217,7 @@ def decode_store(data: bytes, path: str) -> Store:
     """
     try:
         header = msgspec.json.decode(data, type=_Header)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         if data.startswith(b'{"format":"tensorblob"'):
             raise Corrupt(f"schema.json is damaged: {error}", path=path) from error
         raise NotABlob(f"Not a tensorblob schema: {path!r}") from error
@@ -204,15 +236,23 @@ def decode_store(data: bytes, path: str) -> Store:
         for field in value.fields:
             if field.name or len(value.fields) > 1:
                 check_name(field.name)
-            intact &= (
-                dtype_name(field.dtype) == field.dtype and min(field.shape, default=1) > 0 and field.block_rows > 0
-            )
-        intact &= len({field.name for field in value.fields}) == len(value.fields) > 0
-    except (msgspec.MsgspecError, ValueError) as error:
+            intact &= dtype_name(field.dtype) == field.dtype and min(field.shape, default=1) > 0
+            intact &= 0 < field.block_rows <= MAX_ROWS
+            intact &= len(field.shape) <= MAX_DIMENSIONS and field.row_nbytes <= MAX_ASKED_NBYTES
+        names = {field.name for field in value.fields}
+        intact &= len(names) == len(value.fields) > 0
+        intact &= not any(parent in names for name in names for parent in _parents(name))
+    except (*_UNREADABLE, ValueError) as error:
         raise Corrupt(f"schema.json is damaged: {error}", path=path) from error
     if not intact:
         raise Corrupt("schema.json does not agree with its checksum", path=path)
     return store
+
+
+def _parents(name: str) -> Iterator[str]:
+    """The names of what a field is nested in."""
+    parts = name.split(".")
+    return (".".join(parts[:depth]) for depth in range(1, len(parts)))
 
 
 def log_seed(uuid: str, generation: int) -> int:
@@ -253,7 +293,7 @@ def decode_record(line: bytes, seed: int, offset: int, path: str = "") -> Edit |
         return None
     try:
         return _decode_edit(text)
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise UnsupportedFormat(
             f"{path!r} has a record at byte {offset} that this tensorblob does not know ({error}); upgrade tensorblob"
         ) from error
@@ -295,7 +335,7 @@ def manifest_generation(name: str) -> int | None:
     if head != "manifest" or not dot or not digits.isascii() or not digits.isdigit():
         return None
     generation = int(digits)
-    return generation if generation > 0 and name == manifest_name(generation) else None
+    return generation if 0 < generation <= MAX_GENERATION and name == manifest_name(generation) else None
 
 
 def copy_json(value: dict[str, Any]) -> dict[str, Any]:
@@ -313,11 +353,14 @@ def is_producer(name: str) -> bool:
 
 def is_block_id(name: str) -> bool:
     producer, dash, number = name.partition("-")
-    return bool(dash) and is_producer(producer) and number.isascii() and number.isdigit()
+    return bool(dash) and is_producer(producer) and number.isascii() and number.isdigit() and len(name) <= MAX_ID_NBYTES
 
 
 def block_path(field: Field, block: str) -> str:
-    """Return where a block of `field` lies, relative to the blob; raises `ValueError` for an id that is no plain name."""
+    """Return where a block of `field` lies, relative to the blob.
+
+    Raises `UnsupportedFormat` (a `ValueError`) for an id that is no plain name: no path out of the blob is ever made of one.
+    """
     if not is_block_id(block):
-        raise ValueError(f"Not a block id: {block!r}")
+        raise UnsupportedFormat(f"Not a block id: {block[:200]!r}")
     return f"blocks/{field.directory}/{block}"

@@ -6,8 +6,8 @@ them to the manifest nobody sees them, and `reset` forgets them. Overwritten qua
 the same way (`patch`).
 
 Invariants: bytes below a committed length are never written again; a block file holds exactly the rows given to it,
-and its checksum is extended by each before it is written (in pieces that are still in cache); a piece never crosses a
-2 MiB boundary of its file, so that the page cache can hold it in huge pages.
+and its checksum covers each before it is committed. Small batches are checksummed and written while they are in cache;
+large ones are written by one thread while another checksums them.
 """
 
 from __future__ import annotations
@@ -335,6 +335,9 @@ class Growth:
         given).
         """
         count = sum(span.stop - span.start for span in spans)
+        if count * self.row_nbytes > files.COPY_NBYTES:
+            for span in spans:  # no memory is asked for on behalf of rows that are not there
+                os.close(open_block(self._dir_fd if dir_fd is None else dir_fd, self.field, span.block, span.stop))
         rows = np.empty((count, *self.field.shape), self._dtype)
         if not count:
             return rows

@@ -1,8 +1,9 @@
 """Rate limiters: how much may be sampled from a replay buffer for each row inserted, and the other way round.
 
 The terms are Reverb's (Cassirer et al., "Reverb: A Framework for Experience Replay", 2021). A limiter compares what was
-inserted with what was sampled, and makes whoever runs ahead wait. The two counts are kept in limiter.<name> in the blob's
-cursors/ directory, under a flock, so that one limiter holds for all tasks and processes that name it.
+inserted with what was sampled, and makes whoever runs ahead wait. The two counts are kept in limiter.<name>.lock in the
+blob's cursors/ directory, under a flock, so that one limiter holds for all tasks and processes that name it. The file has
+two places that are written in turn, each with a checksum: a write that fails half-way leaves the counts as they were.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import msgspec
 from tensorblob import files
 from tensorblob.cursors import check_name
 from tensorblob.errors import BlobClosed
+from tensorblob.format import crc32c
 from tensorblob.presence import is_dead
 
 FIRST_POLL_S, LAST_POLL_S, LOOK_S = 0.0005, 0.02, 0.25
+PLACE_NBYTES = 32 << 10
 
 
 class RateLimiter(ABC):
@@ -53,8 +56,11 @@ class RateLimiter(ABC):
 
 
 class _Counts(msgspec.Struct):
-    """Rows inserted and sampled, and by producer those that were let in and are not inserted yet."""
+    """Rows inserted and sampled, and by producer those that were let in and are not inserted yet; `step` rises with each
+    change of them.
+    """
 
+    step: int = 0
     inserted: int = 0
     sampled: int = 0
     admitted: dict[str, int] = msgspec.field(default_factory=dict)
@@ -66,6 +72,8 @@ class Limit:
     def __init__(self, rule: RateLimiter, dir_fd: int, producer: str = "") -> None:
         self.rule = rule
         self._dir_fd, self._producer = dir_fd, producer
+        self._unsaid = [0, 0]
+        """Rows that were inserted, and that were given back, which the file does not say yet."""
         self._fd = -1
         self._fd = files.open_or_create(f"cursors/limiter.{rule.name}.lock", dir_fd=dir_fd)
 
@@ -85,11 +93,29 @@ class Limit:
         return counts.inserted, counts.sampled
 
     def _read(self) -> _Counts:
-        return files.said(self._fd, _Counts) or _Counts()  # none yet, or torn by a power loss: they begin again
+        found = _Counts()  # none yet, or torn by a power loss: they begin again
+        for place in (0, 1):
+            line = files.read_at(self._fd, PLACE_NBYTES, place * PLACE_NBYTES).partition(b"\n")[0]
+            if line[:9] == b"%08x " % crc32c(0, line[9:]):
+                found = max(found, msgspec.json.decode(line[9:], type=_Counts), key=lambda counts: counts.step)
+        inserted, given_back = self._unsaid
+        if inserted or given_back:
+            found.inserted += inserted
+            found.admitted[self._producer] = max(found.admitted.get(self._producer, 0) - inserted - given_back, 0)
+        return found
+
+    def _write(self, counts: _Counts) -> None:
+        counts.step += 1
+        counts.admitted = {producer: count for producer, count in counts.admitted.items() if count}
+        text = msgspec.json.encode(counts)
+        line = b"%08x %b\n" % (crc32c(0, text), text)
+        assert len(line) <= PLACE_NBYTES, "there are not so many producers"
+        files.write_at(self._fd, line, len(line), counts.step % 2 * PLACE_NBYTES)
+        self._unsaid = [0, 0]
 
     def try_insert(self, count: int) -> bool:
         """Admit `count` rows if they may be inserted now."""
-        with files.locked(self._fd):
+        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
             counts = self._read()
             if count and not self._may_insert(counts, count):
                 dead = [producer for producer in counts.admitted if is_dead(self._dir_fd, producer)]
@@ -98,7 +124,7 @@ class Limit:
                 if not dead or not self._may_insert(counts, count):
                     return False
             counts.admitted[self._producer] = counts.admitted.get(self._producer, 0) + count
-            files.say(self._fd, counts)
+            self._write(counts)
             return True
 
     def _may_insert(self, counts: _Counts, count: int) -> bool:
@@ -107,24 +133,23 @@ class Limit:
     def inserted(self, count: int) -> None:
         """`count` rows that were admitted are committed; a negative count: they were not, and are given back.
 
-        Once it is closed there is nothing to say: what a producer that is gone was let in with counts no more.
+        Once it is closed there is nothing to say: what a producer that is gone was let in with counts no more. It fails
+        nobody, for the rows are committed: what cannot be said now is said with the next change.
         """
+        self._unsaid[0 if count > 0 else 1] += abs(count)
         if self._fd < 0:
             return
-        with files.locked(self._fd):
-            counts = self._read()
-            counts.inserted += max(count, 0)
-            counts.admitted[self._producer] = max(counts.admitted.get(self._producer, 0) - abs(count), 0)
-            files.say(self._fd, counts)
+        with contextlib.suppress(OSError), files.locked(self._fd, f"the limiter {self.rule.name!r}"):
+            self._write(self._read())
 
     def try_sample(self, count: int) -> bool:
         """Count `count` rows as sampled if they may be; a negative count gives them back."""
-        with files.locked(self._fd):
+        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
             counts = self._read()
             if count > 0 and not self.rule.may_sample(counts.inserted, counts.sampled, count):
                 return False
             counts.sampled += count
-            files.say(self._fd, counts)
+            self._write(counts)
             return True
 
     async def _wait(self, attempt: Callable[[int], bool], count: int, look: Callable[[], None] | None) -> None:

@@ -4,9 +4,9 @@
 `Manifest` is the writer's end: `append` is the one commit point of every change. Generations follow each other by
 rename: a new one is written aside and synced before it gets its name, so the highest number is always whole.
 
-Invariants: only the holder of `writer.lock` has a `Manifest`; a generation is removed only by who got it locked
-exclusively while the next one was in place, oldest first (so g + 1 exists for as long as g does); a `Log` lets its
-pin go only by closing.
+Invariants: a `Manifest` is appended to only by the sole holder of `writer.lock`, or in a turn; a generation is removed
+only by who got it locked exclusively while the next one was in place, oldest first (so g + 1 exists for as long as g
+does); a `Log` lets its pin go only by closing.
 """
 
 from __future__ import annotations
@@ -53,6 +53,20 @@ class Pin:
             self.close()
 
 
+def pin_newest(dir_fd: int) -> tuple[int, Pin]:
+    """Pin the current generation; return its number, and the pin by which it is read."""
+    while True:
+        generation = _newest(dir_fd)
+        try:
+            pin = Pin(files.open_file(manifest_name(generation), dir_fd=dir_fd))
+        except FileNotFoundError:
+            continue  # superseded and removed since it was listed
+        is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
+        if is_pinned and not files.exists(manifest_name(generation + 1), dir_fd=dir_fd):
+            return generation, pin
+        pin.close()  # a writer is removing it, or has moved on: start over
+
+
 class Log:
     """The current generation as a reader follows it: `snapshot` is the fold of its first `offset` bytes.
 
@@ -65,31 +79,17 @@ class Log:
         self._open_newest()
 
     def _open_newest(self) -> None:
-        while True:
-            generation = _newest(self._dir_fd)
-            try:
-                fd = files.open_file(manifest_name(generation), dir_fd=self._dir_fd)
-            except FileNotFoundError:
-                continue  # superseded and removed since it was listed
-            try:
-                pinned = files.try_lock(fd, shared=True) and os.fstat(fd).st_nlink > 0
-                if not pinned or self._is_superseded(generation):
-                    os.close(fd)
-                    continue  # a writer is removing it, or has moved on: start over
-                found = replay(fd, self._dir_fd, self._store, generation)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
-                raise
-            break
-        pin, seed = Pin(fd), log_seed(self._store.uuid, generation)
+        generation, pin = pin_newest(self._dir_fd)
+        try:
+            found = replay(pin.fd, self._dir_fd, self._store, generation)
+        except BaseException:
+            pin.close()
+            raise
+        seed = log_seed(self._store.uuid, generation)
         is_over = found.is_cut or (found.is_torn and not found.is_same_boot)
         self.pin, self.generation, self._seed, self._is_over = pin, generation, seed, is_over
         self._name, self._next_name = manifest_name(generation), manifest_name(generation + 1)
         self.offset, self.snapshot = found.stop, found.snapshot
-
-    def _is_superseded(self, generation: int) -> bool:
-        return files.exists(manifest_name(generation + 1), dir_fd=self._dir_fd)
 
     def poll(self) -> bool:
         """Fold what was committed since; return whether the snapshot moved. One `fstat` and one `stat` if nothing was.

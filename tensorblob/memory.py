@@ -24,6 +24,7 @@ import os
 import sys
 import threading
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -31,13 +32,15 @@ import numpy as np
 import torch
 
 from tensorblob import files, forks
-from tensorblob.errors import Corrupt
+from tensorblob.edit import Span
+from tensorblob.errors import Corrupt, UnsupportedFormat
 from tensorblob.format import block_path
 from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
 from tensorblob.snapshot import Column, Placed
 
 RESERVE_NBYTES = 64 << 30
 MIN_RESERVE_NBYTES = 16 << 20
+MAX_RESERVE_NBYTES = 1 << 56
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
@@ -45,7 +48,6 @@ _MAP_ANONYMOUS = mmap.MAP_ANONYMOUS
 _NOTHING = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
 _MADV_WILLNEED = 3
 _MADV_DONTNEED = 4
-_MADV_POPULATE_READ = 22
 _NOWHERE = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -103,6 +105,8 @@ class Reservation:
 
     def __init__(self, nbytes: int, alignment: int = HUGE_PAGE_NBYTES) -> None:
         self._nbytes = nbytes + (alignment if alignment > PAGE_NBYTES else 0)
+        if self._nbytes > MAX_RESERVE_NBYTES:
+            raise ReservationRefused(f"No machine has address space for {nbytes} bytes")
         flags = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
         base = _mmap(None, self._nbytes, 0, flags, -1, 0)
         if base == _NOWHERE:
@@ -194,23 +198,38 @@ def open_block(dir_fd: int, field: Field, block: str, rows: int) -> int:
     """
     try:
         path = block_path(field, block)
-    except ValueError as error:
+    except UnsupportedFormat as error:
         raise Corrupt(str(error), path=files.path_of(dir_fd, "")) from None
     try:
         fd = files.open_file(path, dir_fd=dir_fd)
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError) and error.errno not in (20, 40):  # ENOTDIR, ELOOP
-            raise
+    except FileNotFoundError as error:
         raise Corrupt("A block with committed rows is missing", path=files.path_of(dir_fd, path)) from error
-    size = files.size_of(fd)
-    if size < rows * field.row_nbytes:
+    try:
+        size = files.size_of(fd)
+        if size < rows * field.row_nbytes:
+            raise Corrupt(
+                f"A block holds {size} bytes of {rows * field.row_nbytes} that were committed",
+                path=files.path_of(dir_fd, path),
+                offset=size,
+            )
+    except BaseException:
         os.close(fd)
-        raise Corrupt(
-            f"A block holds {size} bytes of {rows * field.row_nbytes} that were committed",
-            path=files.path_of(dir_fd, path),
-            offset=size,
-        )
+        raise
     return fd
+
+
+def check_named(dir_fd: int, field: Field, named: dict[str, tuple[int, int]], spans: Sequence[Span]) -> None:
+    """Raise `Corrupt` unless the blocks of `spans` are `named` with so many rows, and have files with so many.
+
+    It goes before whatever takes them over into another blob: the bytes are not looked at, but theirs is not made ours.
+    """
+    for span in spans:
+        rows, _ = named.get(span.block, (0, 0))
+        if not 0 <= span.start <= span.stop <= rows:
+            path = files.path_of(dir_fd, f"blocks/{field.directory}")
+            raise Corrupt(f"Rows to {span.stop} of block {span.block!r} are used, it has {rows}", path=path)
+    for block in {span.block for span in spans}:
+        os.close(open_block(dir_fd, field, block, named[block][0]))
 
 
 class Cell:
@@ -462,15 +481,6 @@ class Layout:
             end = self.address(before.stop - 1) + self.field.row_nbytes
             if end % PAGE_NBYTES:
                 _madvise(end // PAGE_NBYTES * PAGE_NBYTES, PAGE_NBYTES, _MADV_DONTNEED)
-
-    def prefetch(self, start: int, stop: int) -> None:
-        """Fault the pages of rows `start` to `stop` in, in as few kernel calls as there are runs; a hint, never an
-        error.
-        """
-        self.ensure(start, stop)
-        for low, high in self.runs(start, stop):
-            address = self.address(low) // PAGE_NBYTES * PAGE_NBYTES
-            _madvise(address, self.address(high - 1) + self.field.row_nbytes - address, _MADV_POPULATE_READ)
 
     def will_need(self, start: int, stop: int) -> None:
         """Have the kernel begin to read rows `start` to `stop` in; a hint that waits for nothing."""

@@ -19,6 +19,7 @@ from tensorblob.edit import Block, Cut, Op, Span, Splice, Trim
 from tensorblob.errors import SchemaConflict
 from tensorblob.format import Store, block_path
 from tensorblob.growth import Growth, Rows
+from tensorblob.memory import check_named
 from tensorblob.snapshot import Column, Snapshot
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ class _Adoption:
     def spans(self, number: int, start: int, stop: int) -> tuple[Span, ...]:
         """The source's rows `start` to `stop` for our column `number`, as spans over adopted blocks."""
         spans = self._columns[number].between(start, stop)
+        field = self._writer.store.schema.fields[number]
+        check_named(self._source.dir_fd, field, self._named[number], spans)
         return tuple(Span(self._adopt(number, span.block), span.start, span.stop) for span in spans)
 
     def _adopt(self, number: int, block: str) -> str:

@@ -72,8 +72,17 @@ def present(dir_fd: int) -> list[Identity]:
 
 
 def identity(dir_fd: int, producer: str) -> Identity | None:
-    """Return who a producer is, or None if its file does not say."""
-    return files.said_in(f"producers/{producer}", Identity, dir_fd=dir_fd)
+    """Return who a producer is, or None if its file does not say, or is gone. Raises if it cannot be asked: it may have
+    said that rows must be kept.
+    """
+    try:
+        fd = files.open_file(f"producers/{producer}", dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    try:
+        return files.said(fd, Identity)
+    finally:
+        os.close(fd)
 
 
 class Announcement:
@@ -97,9 +106,11 @@ class Announcement:
     def say(
         self, consumers: tuple[str, ...] = (), max_lag_rows: int = sys.maxsize, retain_for: tuple[str, ...] = ()
     ) -> None:
-        """Say who we are, whom we wait for, and for whom rows are kept. It only informs: a full disk fails nobody."""
+        """Say who we are, whom we wait for, and for whom rows are kept. Raises if peers could not learn of the last; the
+        rest only informs, and a full disk fails nobody.
+        """
         me = files.Holder.me()
-        with contextlib.suppress(OSError):
+        with contextlib.nullcontext() if retain_for else contextlib.suppress(OSError):
             files.say(self.fd, Identity(me.pid, me.host, consumers, max_lag_rows, self._durability, retain_for))
 
     def close(self, *, has_garbage: bool = False) -> None:

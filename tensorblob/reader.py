@@ -7,6 +7,7 @@ rows; the process that gets them maps the files again.
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 import weakref
@@ -65,15 +66,15 @@ def read_store(dir_fd: int, path: str) -> Store:
     try:
         data = files.read_file("schema.json", dir_fd=dir_fd)
     except OSError as error:
-        if isinstance(error, PermissionError):
-            raise
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise  # it is there, and this process cannot read it now
         raise NotABlob(f"Not a blob (it has no schema.json): {path!r}") from error
     return decode_store(data, os.path.join(path, "schema.json"))
 
 
 def open_store(path: str) -> tuple[int, Store]:
     """Open a blob's directory; return its descriptor and what it is. `FileNotFoundError` or `NotABlob` if
-    it is none.
+    it is none, `Corrupt` if a directory in it is somewhere else.
     """
     try:
         dir_fd = files.open_directory(path)
@@ -82,10 +83,29 @@ def open_store(path: str) -> tuple[int, Store]:
     except NotADirectoryError:
         raise NotABlob(f"Not a blob (it is no directory): {path!r}") from None
     try:
-        return dir_fd, read_store(dir_fd, path)
-    except BaseException:
-        os.close(dir_fd)
+        store = read_store(dir_fd, path)
+        for name in ("blocks", "producers", "cursors", *(f"blocks/{field.directory}" for field in store.schema)):
+            files.check_directory(name, dir_fd=dir_fd)
+        return dir_fd, store
+    except BaseException as error:
+        _close_unopened(dir_fd, path, error)
         raise
+
+
+def _close_unopened(dir_fd: int, path: str, error: BaseException) -> None:
+    """Opening failed. If the blob was removed or replaced meanwhile, nothing is wrong with it: `FileNotFoundError`."""
+    try:
+        held = os.fstat(dir_fd)
+        try:
+            now = os.stat(path)
+        except FileNotFoundError:
+            is_gone = True
+        else:
+            is_gone = (now.st_dev, now.st_ino) != (held.st_dev, held.st_ino)
+    finally:
+        os.close(dir_fd)
+    if is_gone and isinstance(error, (NotABlob, OSError)):
+        raise FileNotFoundError(f"Blob not found: {path!r} was removed while it was opened") from error
 
 
 def choose_io(path: str, io: str | None) -> str:
@@ -154,8 +174,8 @@ class Reader:
                 io=self.io,
                 max_cached_blocks=max_cached_blocks,
             )
-        except BaseException:
-            os.close(self.dir_fd)
+        except BaseException as error:
+            _close_unopened(self.dir_fd, path, error)
             raise
         self._lock = forks.lock()
         self.wrap = wrap_views(path, self.store)

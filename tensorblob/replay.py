@@ -8,16 +8,18 @@ writes: a reader serves that prefix, the next writer makes it a new history.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 
 from tensorblob import files
-from tensorblob.edit import Durable, Edit, Grow, Session, State
-from tensorblob.errors import Corrupt
+from tensorblob.edit import MAX_ROWS, Durable, Edit, Grow, Session, State
+from tensorblob.errors import Corrupt, UnsupportedFormat
 from tensorblob.format import (
     Record,
     Store,
@@ -33,6 +35,10 @@ from tensorblob.schema import Field
 from tensorblob.snapshot import Column, Snapshot
 
 VERIFY_NBYTES = 4 << 20
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EIO)
+"""Errors that say nothing about whether a file is there."""
+MAX_READ = MAX_ROWS // 2
+"""No blob has come so far; and whoever goes on from there has numbers left."""
 
 
 class Replay(NamedTuple):
@@ -62,7 +68,9 @@ def boot_id() -> str:
         return subprocess.run(
             ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True
         ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise  # not to know it now would mean that power was lost
         return ""
 
 
@@ -73,7 +81,7 @@ def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
     """
     name = files.path_of(dir_fd, manifest_name(generation))
     seed = log_seed(store.uuid, generation)
-    data = files.read_at(fd, files.size_of(fd), 0)
+    data, beyond = read_log(fd)
     records = list(decode_log(data, seed, 0, name))
     if not records or not records[0].edit or type(records[0].edit[0]) is not State:
         raise Corrupt("The manifest does not begin with a valid checkpoint", path=name, offset=0)
@@ -85,7 +93,7 @@ def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
         and session.boot_id == boot_id() != ""
         and (session.device, session.inode) == (stat.st_dev, stat.st_ino)
     )
-    _check_tail(data[stop:], seed, stop, name, is_same_boot=is_same_boot)
+    _check_tail(data[stop:], beyond, seed, stop, name, is_same_boot=is_same_boot)
 
     durable_stop = max(
         (op.offset for record in records for op in record.edit if type(op) is Durable), default=records[0].stop
@@ -114,23 +122,30 @@ def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
         index += 1
     edits -= len(records[0].edit)
     is_flushed = all(_is_mark(record.edit) for record in records if record.stop > durable_stop)
-    return Replay(snapshot, counted, edits, counted < len(data), is_same_boot, is_cut, is_flushed)
+    is_torn = counted < len(data) or bool(beyond)
+    return Replay(snapshot, counted, edits, is_torn, is_same_boot, is_cut, is_flushed)
 
 
 def apply(snapshot: Snapshot, edit: Edit, path: str, offset: int) -> Snapshot:
     """Apply an edit read from disk; one that breaks the rules of edits is `Corrupt`."""
     try:
-        return snapshot.apply(edit)
+        after = snapshot.apply(edit)
     except (AssertionError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise Corrupt(f"An edit does not fit the ones before it: {error}", path=path, offset=offset) from error
+    if len(edit) == 1 and type(edit[0]) is Grow and len(after.columns) == 1:
+        return after  # as nearly all are: a tail that grew, within its capacity, moves nothing else
+    if not 0 <= after.first_row <= after.rows or max(after.rows, after.history, after.commits) > MAX_READ:
+        raise Corrupt("An edit leaves rows or a history that cannot be", path=path, offset=offset)
+    for column in after.columns:
+        if column.stop != after.rows or column.origin > after.first_row:
+            raise Corrupt("An edit leaves columns of unequal length", path=path, offset=offset)
+    return after
 
 
 def _applied(snapshot: Snapshot, record: Record, commits: int, offset: int, name: str) -> Snapshot:
     after = apply(snapshot, record.edit, name, offset)
     if commits > 1:
         after = msgspec.structs.replace(after, commits=after.commits + commits - 1)
-    if len({column.stop for column in after.columns}) != 1 or not 0 <= after.first_row <= after.rows:
-        raise Corrupt("An edit leaves columns of unequal length", path=name, offset=offset)
     return after
 
 
@@ -145,11 +160,25 @@ def _is_mark(edit: Edit) -> bool:
     return all(type(op) in (Durable, Session) for op in edit)
 
 
-def _check_tail(rest: bytes, seed: int, offset: int, name: str, *, is_same_boot: bool) -> None:
-    """Raise `Corrupt` unless the bytes after the last valid record can be a torn tail."""
-    if not rest:
+def read_log(fd: int) -> tuple[bytes, list[tuple[int, bytes]]]:
+    """What an open manifest holds: all of it, and nothing; of a large one what comes before its first hole, in which all
+    records that count are, and the parts beyond, as (offset, bytes).
+    """
+    parts = files.read_data(fd)
+    if not parts or parts[0][0] > 0:
+        return b"", parts
+    return parts[0][1], parts[1:]
+
+
+def _check_tail(
+    rest: bytes, beyond: list[tuple[int, bytes]], seed: int, offset: int, name: str, *, is_same_boot: bool
+) -> None:
+    """Raise `Corrupt` unless the bytes after the last valid record, and those beyond holes, can be a torn tail."""
+    if not rest and not beyond:
         return
     later = list(find_later_records(rest, seed, offset))
+    for start, part in beyond:
+        later += find_later_records(b"\0" + part, seed, start - 1)
     if is_same_boot:
         # A killed writer leaves a prefix of one line; a whole line that is wrong, or lacks only its newline, was damaged.
         newline = rest.find(b"\n")
@@ -181,7 +210,7 @@ def _new_bytes(before: Column, after: Column) -> list[tuple[str, int, int, int, 
 def _is_block_intact(dir_fd: int, field: Field, block: str, start: int, start_crc: int, rows: int, crc: int) -> bool:
     try:
         fd = files.open_file(block_path(field, block), dir_fd=dir_fd)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, Corrupt, UnsupportedFormat):
         return False
     try:
         return start <= rows and block_crc(fd, field.row_nbytes, start, rows, start_crc) == crc
@@ -189,8 +218,18 @@ def _is_block_intact(dir_fd: int, field: Field, block: str, start: int, start_cr
         os.close(fd)
 
 
-def block_crc(fd: int, row_nbytes: int, start: int, stop: int, crc: int = 0) -> int | None:
-    """Extend `crc` by the block rows `start` to `stop` of an open file; None if the file ends before."""
+def block_crc(
+    fd: int,
+    row_nbytes: int,
+    start: int,
+    stop: int,
+    crc: int = 0,
+    on_read: Callable[[int], object] | None = None,
+) -> int | None:
+    """Extend `crc` by the block rows `start` to `stop` of an open file; None if the file ends before.
+
+    `on_read` is told of each piece how many bytes it has.
+    """
     offset, end = start * row_nbytes, stop * row_nbytes
     if files.size_of(fd) < end:
         return None
@@ -200,4 +239,6 @@ def block_crc(fd: int, row_nbytes: int, start: int, stop: int, crc: int = 0) -> 
             return None
         crc = crc32c(crc, data)
         offset += len(data)
+        if on_read is not None:
+            on_read(len(data))
     return crc

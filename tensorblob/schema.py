@@ -20,12 +20,16 @@ BLOCK_NBYTES = 128 << 20
 MAX_BLOCK_NBYTES = 256 << 20
 MAX_ASKED_NBYTES = 1 << 40
 MAX_NAME_NBYTES = 200
+MAX_DIMENSIONS = 30
+"""Of one row; numpy's arrays have at most 32, and rows come in batches."""
 
 FieldSpec: TypeAlias = "str | torch.dtype | tuple[str | torch.dtype, int | tuple[int, ...]]"
 
 _SUB_BYTE_PREFIXES = ("bits", "quint", "qint", "float4")
+_NAMED = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+"""Every name of a dtype, its other ones too ("half"). Names that a file gives are only ever looked up here."""
 _DTYPES: dict[str, torch.dtype] = {}
-for _dtype in {value for value in vars(torch).values() if isinstance(value, torch.dtype)}:
+for _dtype in set(_NAMED.values()):
     _name = str(_dtype).removeprefix("torch.")
     _is_sub_byte = _name.startswith(_SUB_BYTE_PREFIXES) or (
         _name.lstrip("u").startswith("int") and int(_name.lstrip("u")[3:]) < 8
@@ -41,8 +45,8 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     if its elements do not fill whole bytes (quantised and sub-byte dtypes).
     """
     if isinstance(dtype, str):
-        found = getattr(torch, dtype.removeprefix("torch."), None)
-        if not isinstance(found, torch.dtype):
+        found = _NAMED.get(dtype.removeprefix("torch."))
+        if found is None:
             raise ValueError(f"Unknown dtype {dtype!r}; use a torch dtype or its name, such as 'float32'")
         dtype = found
     elif not isinstance(dtype, torch.dtype):
@@ -148,6 +152,8 @@ def _normal_shape(shape: object) -> tuple[int, ...]:
         raise TypeError(f"shape must be an int or a tuple of ints, got {shape!r}")
     if any(size < 1 for size in shape):
         raise ValueError(f"shape must have positive sizes (a row needs at least one byte), got {tuple(shape)!r}")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"shape must have at most {MAX_DIMENSIONS} sizes, got {len(shape)}")
     return tuple(shape)
 
 

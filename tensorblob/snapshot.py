@@ -214,11 +214,13 @@ class Column(msgspec.Struct, frozen=True):
 
     def with_tail(self, tail: Tail) -> Column:
         """This column followed by the rows `tail.start` to `tail.rows` of `tail`, where it grows from now on."""
+        assert tail.start <= tail.rows <= tail.capacity_rows, "a tail begins and ends within its capacity"
         column = self.without_tail()
         return Column(column.spans, column.sealed, column.tail_row, tail, column.patch)
 
     def patched(self, patch: Patch) -> Column:
         sealed, old = self.sealed, self.patch
+        assert patch.rows <= patch.capacity_rows, "a patch block ends within its capacity"
         if old is not None and old.id != patch.id:
             sealed = sealed.appended(Block(old.column, old.id, old.rows, old.crc32c))
         return Column(self.spans, sealed, self.tail_row, self.tail, patch)
@@ -479,6 +481,9 @@ class _Draft:
             case Moved():
                 pass
             case State(history, cuts, lost, first_row, commits):
+                assert not any(column.spans or column.sealed or column.stop for column in columns), (
+                    "a checkpoint stands at the beginning"
+                )
                 value.update(history=history, cuts=cuts, lost=lost, first_row=first_row, commits=commits)
                 self.is_checkpoint = True
         self.is_commit |= type(op) in _COMMITS

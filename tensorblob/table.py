@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tensorblob import forks
 from tensorblob.columns import REFUSED_CACHE_BLOCKS, BlockCache, CachedColumn, ColumnRows, MappedColumn, PreadColumn
@@ -388,3 +389,13 @@ def _check_out(out: Any, field: Field, count: int) -> None:
 def _flipped(rows: torch.Tensor) -> torch.Tensor:
     """`rows` in reverse order; by their bytes, because flip is not implemented for every dtype."""
     return rows.reshape(len(rows), -1).view(torch.uint8).flip(0).view(rows.dtype).view(rows.shape)
+
+
+def _collate(batch: Sequence[TensorDictBase], *, collate_fn_map: object = None) -> TensorDictBase:
+    stacked: TensorDictBase = torch.stack(list(batch))
+    return stacked
+
+
+default_collate_fn_map.setdefault(
+    TensorDictBase, _collate
+)  # as `default_collate` documents it: a DataLoader takes our rows

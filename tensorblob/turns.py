@@ -4,11 +4,14 @@ Each holds writer.lock shared for as long as it lives, so that no sole writer co
 each commit. A turn begins by taking note of what the others have committed; within it this process is the only writer
 there is, and everything that a sole writer may do is allowed. What peers must know of and cannot see in the manifest
 (that a sync failed) is written into commit.lock: the generation, and the blocks that must not be trusted in it.
+
+Nobody waits for a turn for ever: a peer may have been stopped in the middle of its own.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from types import TracebackType
 
@@ -27,13 +30,15 @@ class Trouble(msgspec.Struct, frozen=True):
 class Turns:
     """A lock for threads and processes, used as the context manager of a turn; `begin` is called first in each.
 
-    path, dir_fd: the blob's directory. timeout_s: how long to wait for a sole writer; raises `WriterBusy`. It is
-    reentrant. In a forked child it is free, and the parent's turn stays the parent's.
+    path, dir_fd: the blob's directory. timeout_s: how long to wait for a sole writer; for a turn, `files.STOPPED_S` at
+    least. Raises `WriterBusy`. It is reentrant. In a forked child it is free, and the parent's turn stays the parent's.
     """
 
     def __init__(self, path: str, dir_fd: int, timeout_s: float, begin: Callable[[], None]) -> None:
         self._begin = begin
-        self._threads = forks.rlock()
+        self._timeout_s = max(timeout_s, files.STOPPED_S)
+        self.threads = forks.rlock()
+        """Keeps the threads of this process apart; whoever has the turn has this, too."""
         self._depth = 0
         self._writer_fd = files.share_writer_lock(os.path.join(path, "writer.lock"), timeout_s)
         try:
@@ -41,21 +46,26 @@ class Turns:
         except BaseException:
             os.close(self._writer_fd)
             raise
+        self._lock = TimedLock(self._fd)
         forks.own(self)
 
     def __enter__(self) -> None:
-        self._threads.acquire()
+        self.threads.acquire()
         try:
             if not self._depth and self._fd >= 0:
-                files.lock(self._fd)
-                try:
-                    self._begin()
-                except BaseException:
-                    files.unlock(self._fd)
-                    raise
+                if not self._lock.acquire(self._timeout_s):
+                    raise files.busy(self._fd, "its turn to write", self._timeout_s)
+                self._start()
             self._depth += 1
         except BaseException:
-            self._threads.release()
+            self.threads.release()
+            raise
+
+    def _start(self) -> None:
+        try:
+            self._begin()
+        except BaseException:
+            files.unlock(self._fd)
             raise
 
     def __exit__(
@@ -66,38 +76,117 @@ class Turns:
                 files.unlock(self._fd)
         finally:
             self._depth -= 1
-            self._threads.release()
+            self.threads.release()
 
     def try_enter(self) -> bool:
         """Begin a turn if nobody has one; it ends by `__exit__`."""
-        if not self._threads.acquire(blocking=False):
+        if not self.threads.acquire(blocking=False):
             return False
-        if not self._depth and (self._fd < 0 or not files.try_lock(self._fd, shared=False)):
-            self._threads.release()
-            return False
+        has_turn = False
         try:
             if not self._depth:
-                self._begin()
+                if self._fd < 0 or not self._lock.try_acquire():
+                    return False
+                self._start()
             self._depth += 1
-        except BaseException:
-            files.unlock(self._fd)
-            self._threads.release()
-            raise
-        return True
+            has_turn = True
+            return True
+        finally:
+            if not has_turn:
+                self.threads.release()
 
     def trouble(self) -> Trouble | None:
         """What peers have to know; asked within a turn."""
         return files.said(self._fd, Trouble)
 
-    def report(self, trouble: Trouble) -> None:
-        """Tell the peers, within a turn."""
-        files.say(self._fd, trouble)
-
     def close(self) -> None:
         if self._fd >= 0:
+            self._lock.close()
             os.close(self._fd)
             os.close(self._writer_fd)
             self._fd = -1
 
     def close_in_child(self) -> None:
+        self._lock = TimedLock(self._fd)  # whatever the parent's threads were doing with theirs
         self.close()  # the locks stay with the parent's descriptors
+
+
+class TimedLock:
+    """An exclusive flock on the open file `fd`, for which one waits only so long.
+
+    The kernel's wait cannot be cut short, so a thread of ours does the waiting. If nobody wants the lock any more when it
+    comes, it is let go at once. One at a time may ask. The caller closes the file, after `close`.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._changed = threading.Condition()
+        self._is_asked = self._is_wanted = self._is_had = self._is_closed = False
+        """The thread waits for the kernel; the caller waits for the thread; the thread got the lock for the caller."""
+        self._error: OSError | None = None
+        """What the kernel said instead."""
+        self._thread: threading.Thread | None = None
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free now."""
+        with self._changed:  # while the thread is asking, the lock may come to it, which is the same as to us
+            return not self._is_asked and files.try_lock(self._fd, shared=False)
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Take the lock within so many seconds; return whether it was had."""
+        with self._changed:
+            if not self._is_asked:
+                if files.try_lock(self._fd, shared=False):
+                    return True
+                self._ask()
+            self._is_wanted = True
+            try:
+                self._changed.wait_for(lambda: self._is_had or self._error is not None, timeout_s)
+            except BaseException:
+                if self._is_had:
+                    files.unlock(self._fd)
+                raise
+            finally:
+                is_had, error = self._is_had, self._error
+                self._is_wanted, self._is_had, self._error = False, False, None
+            if error is not None:
+                raise error
+            return is_had
+
+    def _ask(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="tensorblob-turns", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._is_asked = True
+        self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread; if the kernel keeps it waiting, as soon as that lets it go."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            thread = None if self._is_asked else self._thread
+        if thread is not None:
+            thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_asked or self._is_closed)
+                if self._is_closed:
+                    return
+            error: OSError | None = None
+            try:
+                files.lock(self._fd)
+            except OSError as raised:
+                error = raised
+            with self._changed:
+                self._is_asked = False
+                if self._is_closed:
+                    return  # the file, too: the lock went with it
+                if self._is_wanted:
+                    self._is_had, self._error = error is None, error
+                    self._changed.notify_all()
+                elif error is None:
+                    files.unlock(self._fd)

@@ -97,6 +97,8 @@ class Writer:
         self.turns: Turns | None = None
         """How this writer and its peers in other processes take turns; None for a sole writer."""
         self._lock: Any = self._state_lock
+        self._threads_lock: Any = self._state_lock
+        """Keeps this process's threads out of a change, without a turn."""
         self._sync_lock = forks.rlock()
         self._forks = forks.count
         self._manifest: Manifest | None = None
@@ -112,6 +114,8 @@ class Writer:
         """The durable rows of the last mark among those commits, or -1."""
         self.own_commits = 0
         """Steps with every change of this writer that is committed, also where the change raises after that."""
+        self._is_untold = False
+        """Peers have yet to hear that a sync failed."""
         self._known_offset = -1
         """The end of the manifest as far as this object has taken note of it (see `_catch_up`)."""
         self._sealed_nbytes = 0
@@ -124,6 +128,7 @@ class Writer:
             check_durability(durability, flush_every_s)
             if shared:
                 self._lock = self.turns = Turns(path, dir_fd, timeout_s, self._join)
+                self._threads_lock = self.turns.threads
             else:
                 self._writer_lock = files.lock_writer(os.path.join(path, "writer.lock"), timeout_s)
             with self._lock:
@@ -163,7 +168,8 @@ class Writer:
         if not found.is_flushed:
             self._blocks.distrust(found.snapshot)
         is_alone = os.fstat(self._manifest.fd).st_nlink == 1
-        if found.is_same_boot and not found.is_torn and is_alone:
+        had_trouble = self._heed_trouble()
+        if found.is_same_boot and not found.is_torn and is_alone and not had_trouble:
             self._go_on(found)
         else:
             self._recover(found)
@@ -186,10 +192,10 @@ class Writer:
             self._settled()  # where they stopped, we go on
             manifest.is_broken |= not is_whole  # a peer died in the middle of a record
         assert self.turns is not None
-        trouble = self.turns.trouble()
-        if trouble is not None and trouble.generation == self._current.generation:
-            self._blocks.poisoned |= {id for id in trouble.poisoned if self._blocks.is_known(id)}
-            self._current.is_broken = True
+        if self._is_untold:
+            self._tell_trouble()
+        if self.turns.trouble() is not None:
+            self._heed_trouble()
         self._notice_due()
 
     def _follow_generation(self) -> None:
@@ -208,10 +214,35 @@ class Writer:
         self._settled()
 
     def _report_trouble(self) -> None:
-        """Within a turn: let peers know that a sync failed."""
-        if self.turns is not None:
-            with contextlib.suppress(OSError):
-                self.turns.report(Trouble(self._current.generation, tuple(sorted(self._blocks.poisoned))))
+        """Let peers, and whoever writes next, know that a sync failed: the kernel would not tell them. If no turn is to be
+        had now, they hear of it in the next one.
+        """
+        self._is_untold = True
+        with contextlib.suppress(OSError), self._lock:
+            if self._is_untold:
+                self._tell_trouble()
+
+    def _tell_trouble(self) -> None:
+        with contextlib.suppress(OSError):
+            fd = files.open_for_append("commit.lock", dir_fd=self.dir_fd)
+            try:
+                files.say(fd, Trouble(self._current.generation, tuple(sorted(self._blocks.poisoned))))
+            finally:
+                os.close(fd)
+            self._is_untold = False
+
+    def _heed_trouble(self) -> bool:
+        """A writer had a sync fail in this generation: trust neither it nor those blocks. Return whether there was one."""
+        fd = files.open_file("commit.lock", dir_fd=self.dir_fd)
+        try:
+            trouble = files.said(fd, Trouble)
+        finally:
+            os.close(fd)
+        if trouble is None or trouble.generation != self._current.generation:
+            return False
+        self._blocks.poisoned |= {id for id in trouble.poisoned if self._blocks.is_known(id)}
+        self._current.is_broken = True
+        return True
 
     def announce(self, consumers: tuple[str, ...], max_lag_rows: int, retain_for: tuple[str, ...]) -> None:
         """Let others know that this writer waits while one of `consumers` is so many rows behind, and for whom it wants
@@ -252,8 +283,8 @@ class Writer:
         return self._manifest is None
 
     def close(self) -> None:
-        """Make everything durable and let the next writer in. Raises `SyncFailed` if it could not; it is closed all
-        the same.
+        """Make everything durable and let the next writer in. Raises `SyncFailed` if it could not, and `WriterBusy` if
+        a peer that was stopped has its turn; it is closed all the same.
 
         In a forked child this only forgets the parent's writer.
         """
@@ -266,14 +297,15 @@ class Writer:
         if self._flusher is not None:
             self._flusher.stop()
         try:
-            if self._current.edits >= LONG_EDITS:
-                self._garbage.nbytes += 1  # a short log is quick to open
+            with self._lock:  # or no turn is to be had: then the rest is not even tried
+                if self._current.edits >= LONG_EDITS:
+                    self._garbage.nbytes += 1  # a short log is quick to open
             self.reclaim(at_least_nbytes=1)
             self.flush()
             with self._lock:
                 self._blocks.unlink_dead()
         finally:
-            with self._sync_lock, self._lock:  # other threads may be writing, up to here
+            with self._sync_lock, self._threads_lock:  # other threads may be writing, up to here
                 self._leave()
 
     def _leave(self) -> None:
@@ -737,8 +769,8 @@ class Writer:
                 self._blocks.sync(dirty)
                 manifest.sync()
             except BaseException as error:
-                with self._lock:  # not under the feet of a commit: it has looked already
-                    if isinstance(error, Corrupt) and manifest is not self._manifest:
+                with self._threads_lock:  # not under the feet of a commit: it has looked already
+                    if isinstance(error, Corrupt) and (manifest is not self._manifest or manifest.is_superseded()):
                         return  # a peer has begun a generation, which was a flush, and removed what it does not need
                     manifest.is_broken = self._is_due = True
                     if manifest is self._manifest:
@@ -787,10 +819,15 @@ class Writer:
                 manifest = Manifest.create(self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer)
                 self._manifest, self._snapshot, self._known_offset = manifest, snapshot, manifest.offset
             except BaseException:
-                has_begun = files.exists(manifest_name(generation), dir_fd=self.dir_fd)
+                has_begun = True  # unless we know better: then nothing more goes to the old one
+                with contextlib.suppress(OSError):
+                    has_begun = files.exists(manifest_name(generation), dir_fd=self.dir_fd)
                 old.is_broken |= has_begun
                 if self._uncommitted is None and not has_begun:
                     self._blocks.discard_created()  # what was healed is copied again, not left behind each time
+                self._notice_due()
+                if self._blocks.poisoned:
+                    self._report_trouble()
                 raise
             old.ring_doorbell(generation)
             old.close()

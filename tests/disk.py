@@ -1,13 +1,16 @@
 """The disk under the engine, as the tests of its protocol see it: every durable act in its order, and faults on demand.
 
 `tensorblob.files` is the only module of the engine that changes anything on disk. A `Disk` stands between it and the kernel:
-it notes each act before it is done, and makes the one that a test chooses fail as the kernel would.
+it notes each act before it is done, and makes the one that a test chooses fail as the kernel would. Calls that only look
+(open, read, list, stat, lock) are not noted, since no order of them is part of the protocol; but they can fail as well.
 """
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +26,9 @@ KINDS = ("create", "mkdir", "write", "allocate", "sync", "syncdir", "rename", "l
 SPACE = ("create", "mkdir", "write", "allocate", "link", "rename")
 """What a full disk refuses."""
 SYNCS = ("sync", "syncdir")
+LOOKS = ("open", "read", "stat", "list", "dup", "lock")
+"""Calls that change nothing on disk."""
+CALLS = KINDS + LOOKS
 
 
 @dataclass
@@ -62,6 +68,8 @@ class Disk:
         """Called with each act just before it is done."""
         self.after: Callable[[Act], None] | None = None
         """Called with each write when its bytes are in the kernel."""
+        self.before: Callable[[Act], None] | None = None
+        """Called before each call of any kind, also of those that only look or unlock."""
         self._choose: Callable[[Act], bool] | None = None
         self._error = 0
         self._is_short = False
@@ -80,7 +88,8 @@ class Disk:
     ) -> Iterator[SimpleNamespace]:
         """Fail the nth act (from 0) of these kinds with `error`; `fired` of the value tells whether it came to that.
 
-        lasting: fail all that follow it, too. short: half of a failing write's bytes reach the disk first.
+        lasting: fail all that follow it, too. short: half of a failing write's bytes reach the disk first; with error 0 it
+        does not fail, but says so: it wrote, or read, only half.
         """
         state = SimpleNamespace(seen=0, fired=False)
 
@@ -111,7 +120,7 @@ class Disk:
     # -- between `files` and the kernel
 
     def _name(self, path: Any, dir_fd: int | None) -> str:
-        path = os.fspath(path)
+        path = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)
         if not os.path.isabs(path) and dir_fd is not None:
             path = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
         return os.path.relpath(os.path.abspath(path), self.root)
@@ -119,6 +128,8 @@ class Disk:
     def note(self, kind: str, path: str, **more: Any) -> bool:
         """Note an act; return whether it is to fail."""
         act = Act(kind, path, **more)
+        if self.before is not None:
+            self.before(act)
         if self.watch is not None:
             self.watch(act)
         self.acts.append(act)
@@ -128,6 +139,19 @@ class Disk:
     def do(self, kind: str, path: str, **more: Any) -> None:
         if self.note(kind, path, **more):
             raise OSError(self._error, os.strerror(self._error))
+
+    def look(self, kind: str, path: Any, dir_fd: int | None = None) -> bool:
+        """A call that changes nothing: it fails as an act would, or this returns whether it is to be cut short."""
+        if self.before is None and self._choose is None:
+            return False
+        act = Act(kind, self._name(path, dir_fd))
+        if self.before is not None:
+            self.before(act)
+        if self._choose is None or not self._choose(act):
+            return False
+        if self._error:
+            raise OSError(self._error, os.strerror(self._error), act.path)
+        return True
 
     def on_fd(self, fd: int) -> tuple[str, dict[str, int]]:
         found = os.fstat(fd)
@@ -141,7 +165,11 @@ class Disk:
         content = bytes(memoryview(data).cast("B"))
         if self.note("write", path, offset=offset, data=content, **known):
             if self._is_short and len(content) > 1:
-                os.pwrite(fd, content[: len(content) // 2], offset)
+                count = os.pwrite(fd, content[: len(content) // 2], offset)
+                if not self._error:
+                    return count
+            elif not self._error:
+                return os.pwrite(fd, data, offset)
             raise OSError(self._error, os.strerror(self._error))
         count = os.pwrite(fd, data, offset)
         if self.after is not None:
@@ -166,7 +194,34 @@ class _Os:
     def open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if flags & os.O_CREAT:
             self._disk.do("create", self._disk._name(path, dir_fd))
+        else:
+            self._disk.look("open", path, dir_fd)
         return os.open(path, flags, mode, dir_fd=dir_fd)
+
+    def pread(self, fd: int, nbytes: int, offset: int) -> bytes:
+        is_short = self._disk.look("read", fd)
+        return os.pread(fd, max(nbytes // 2, 1) if is_short else nbytes, offset)
+
+    def preadv(self, fd: int, buffers: list[Any], offset: int) -> int:
+        is_short = self._disk.look("read", fd)
+        (buffer,) = buffers
+        return os.preadv(fd, [buffer[: max(len(buffer) // 2, 1)] if is_short else buffer], offset)
+
+    def listdir(self, path: Any) -> list[str]:
+        self._disk.look("list", path)
+        return os.listdir(path)
+
+    def stat(self, path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+        self._disk.look("stat", path, dir_fd)
+        return os.stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        self._disk.look("stat", fd)
+        return os.fstat(fd)
+
+    def dup(self, fd: int) -> int:
+        self._disk.look("dup", fd)
+        return os.dup(fd)
 
     def mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         self._disk.do("mkdir", self._disk._name(path, dir_fd))
@@ -207,8 +262,25 @@ class _Os:
         os.ftruncate(fd, nbytes)
 
 
+class _Fcntl:
+    """`fcntl` as `files` sees it."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(fcntl, name)
+
+    def flock(self, fd: int, operation: int) -> None:
+        self._disk.look("unlock" if operation & fcntl.LOCK_UN else "lock", fd)
+        fcntl.flock(fd, operation)
+
+
 def put_between(monkeypatch: pytest.MonkeyPatch, root: Path) -> Disk:
-    """Return the `Disk` that `files` uses from now on, as long as `monkeypatch` lasts."""
+    """Return the `Disk` that the engine uses from now on, as long as `monkeypatch` lasts.
+
+    What changes something goes through `files`; other modules look (`fstat`, `listdir`) by themselves, too.
+    """
     disk = Disk(root)
     libc, remove_tree = files._libc, files.remove_tree
 
@@ -223,7 +295,23 @@ def put_between(monkeypatch: pytest.MonkeyPatch, root: Path) -> Disk:
         disk.do("rmdir", disk._name(path, dir_fd))
         remove_tree(path, dir_fd=dir_fd)
 
-    monkeypatch.setattr(files, "os", _Os(disk))
+    class Lock(files.FileLock):
+        def acquire(self, *args: Any, **options: Any) -> Any:
+            disk.look("lock", self.lock_file)
+            return super().acquire(*args, **options)
+
+    seam = _Os(disk)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tensorblob.") and getattr(module, "os", None) is os:
+            monkeypatch.setattr(module, "os", seam)
+
+    def open_text(path: str, *args: Any, **options: Any) -> Any:
+        disk.look("open", path)
+        return open(path, *args, **options)
+
+    monkeypatch.setattr("tensorblob.replay.open", open_text, raising=False)
+    monkeypatch.setattr(files, "fcntl", _Fcntl(disk))
+    monkeypatch.setattr(files, "FileLock", Lock)
     monkeypatch.setattr(files, "fdatasync", disk.fsync)
     monkeypatch.setattr(files, "_libc", SimpleNamespace(fallocate=fallocate))
     monkeypatch.setattr(files, "remove_tree", remove)
@@ -240,3 +328,17 @@ def without_platters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let syncs return at once, for tests of what would be on disk that need no disk."""
     monkeypatch.setattr(files, "fdatasync", lambda fd: None)
     monkeypatch.setattr(files, "sync_directory", lambda path, *, dir_fd=None: None)
+
+
+def assert_never_synced_again(disk: Disk, what: object = "") -> None:
+    """After a sync failed, the kernel may say yes to the next one and mean nothing."""
+    failed: dict[int, str] = {}
+    for act in disk.acts:
+        if act.kind == "unlink":
+            failed.pop(act.inode, None)  # the number goes to another file
+        if act.kind == "rmdir":
+            failed = {inode: path for inode, path in failed.items() if not path.startswith(f"{act.path}/")}
+        if act.kind == "sync":
+            assert act.inode not in failed, f"{what}: {act} after its sync failed"
+        if act.kind == "sync" and act.failed:
+            failed[act.inode] = act.path

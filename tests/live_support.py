@@ -10,6 +10,7 @@ import threading
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 import tensorblob as tb
 from tensorblob import files
 
-LIMIT_S = 10.0
+LIMIT_S = 30.0
 LARGE = 40_000
 """Rows of one append that is too large to be committed on the event loop."""
 
@@ -47,6 +48,20 @@ async def some_turns(count: int = 20) -> None:
     """Let every other task that can go on do so."""
     for _ in range(count):
         await anyio.lowlevel.checkpoint()
+
+
+async def outcome(work: Awaitable[Any], into: list[Any]) -> None:
+    """Note what became of `work`: its value or its error."""
+    try:
+        into.append(await work)
+    except Exception as error:
+        into.append(error)
+
+
+async def received(connection: Connection) -> Any:
+    """What another process sends next."""
+    await until(connection.poll)
+    return connection.recv()
 
 
 # ---- rows

@@ -3,9 +3,10 @@
 import math
 import os
 import signal
-from collections.abc import Awaitable
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -14,7 +15,6 @@ import anyio.to_thread
 import pytest
 import torch
 from api_support import process
-from disk import without_platters
 from live_support import (
     add_ints,
     at_every_wait,
@@ -24,6 +24,8 @@ from live_support import (
     ints,
     limited,
     open_files,
+    outcome,
+    received,
     some_turns,
     until,
     write_ints,
@@ -33,12 +35,7 @@ import tensorblob as tb
 from tensorblob import async_reader, doorbell
 from tensorblob.writer import Writer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("no_platters")]
 
 
 @pytest.fixture
@@ -55,13 +52,6 @@ def bell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "polling":
         monkeypatch.setattr(doorbell, "inotify", None)
     return str(request.param)
-
-
-async def outcome(work: Awaitable[Any], into: list[Any]) -> None:
-    try:
-        into.append(await work)
-    except Exception as error:
-        into.append(error)
 
 
 # ---- processes
@@ -82,11 +72,6 @@ def create_after(connection: Connection, path: Path) -> None:
     connection.recv()
     create_ints(path, 3)
     connection.send("created")
-
-
-async def received(connection: Connection) -> Any:
-    await until(connection.poll)
-    return connection.recv()
 
 
 # ---- waiting
@@ -513,6 +498,30 @@ async def test_large_reads_and_samples_are_done_in_a_thread(tmp_path: Path, monk
         rows, ids = await reader.sample(600_000)
         assert torch.equal(rows, ids) and hops == 2
         assert torch.equal(*(await reader.sample(10))) and hops == 2
+
+
+@limited
+async def test_small_reads_go_to_a_thread_while_pages_are_not_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create_ints(tmp_path / "x.blob", 100)
+    threads: list[int] = []
+    now_s = takes_s = 0.0
+
+    def clock() -> float:
+        """Asked before and after each small read, by whoever reads."""
+        nonlocal now_s
+        now_s += takes_s
+        threads.append(threading.get_ident())
+        return now_s
+
+    async with tb.open_reader(path) as reader:
+        monkeypatch.setattr(async_reader, "time", SimpleNamespace(perf_counter=clock))
+        for cost_s in (0, 1, 1, 0, 0):
+            takes_s = cost_s
+            assert (await reader.read(3, 5)).tolist() == [3, 4]
+    is_here = [ident == threading.get_ident() for ident in threads[::2]]
+    assert is_here == [True, True, False, False, True], "the second waits for the disk, the fourth no longer"
 
 
 @limited

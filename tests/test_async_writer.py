@@ -31,6 +31,7 @@ from live_support import (
     limited,
     map_count,
     open_files,
+    outcome,
     runs_of,
     some_turns,
     stored_ints,
@@ -40,12 +41,7 @@ from live_support import (
 
 import tensorblob as tb
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(100)]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(100), pytest.mark.usefixtures("no_platters")]
 
 
 @pytest.fixture
@@ -63,14 +59,6 @@ def broken() -> OSError:
 
 def unsynced() -> OSError:
     return tb.SyncFailed(errno.EIO, "input/output error")
-
-
-async def outcome(work: Awaitable[Any], into: list[Any]) -> None:
-    """Note what became of `work`: its value or its error."""
-    try:
-        into.append(await work)
-    except Exception as error:
-        into.append(error)
 
 
 # ---- commits

@@ -52,6 +52,7 @@ def _hold(connection: Connection, path: Path, until: Callable[[], bool] | Path |
         blob.write(rows(11))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", WRITABLE)
 def test_a_second_writer_is_told_at_once_who_holds_the_lock(path: Path, mode: str) -> None:
     with process(_hold, path) as (connection, child):

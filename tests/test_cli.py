@@ -387,6 +387,7 @@ def test_a_field_that_is_not_there_is_wrong_usage_and_says_which_there_are(tmp_p
     assert run("head", create(tmp_path / "x.blob"), "--fields", "value").exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
     command = f"import sys; sys.modules[{missing!r}] = None; import runpy; runpy.run_module('tensorblob', run_name='__main__')"
@@ -440,6 +441,7 @@ def test_follow_shows_what_is_committed_until_the_stream_ends(tmp_path: Path) ->
         assert ended(child) == (0, "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_the_way_out_of_follow(tmp_path: Path) -> None:
     path = create(tmp_path / "x.blob", 5)
     with running("follow", path, "--interval", 1_000) as child:
@@ -451,6 +453,7 @@ def test_ctrl_c_is_the_way_out_of_follow(tmp_path: Path) -> None:
         assert ended(child) == (0, "")
 
 
+@pytest.mark.slow
 def test_follow_shows_a_table_on_a_terminal_and_leaves_it_as_it_was(tmp_path: Path) -> None:
     path = create(tmp_path / "x.blob", 5)
     ours, theirs = pty.openpty()
@@ -487,6 +490,7 @@ def _read_until(terminal: IO[bytes], part: bytes | None) -> bytes:
     return shown
 
 
+@pytest.mark.slow
 def test_follow_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
     path = create(tmp_path / "x.blob", 5)
     with running("follow", path, "--interval", 0.1) as child:
@@ -496,6 +500,7 @@ def test_follow_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) -> No
         assert ended(child) == (1, "")
 
 
+@pytest.mark.slow
 def test_follow_says_that_the_blob_was_moved_away(tmp_path: Path) -> None:
     path = create(tmp_path / "x.blob", 5)
     with running("follow", path, "--interval", 0.1) as child:

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Awaitable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from live_support import (
     ints,
     limited,
     open_files,
+    outcome,
+    received,
     some_turns,
     stored_ints,
     until,
@@ -32,24 +33,7 @@ from live_support import (
 import tensorblob as tb
 from tensorblob import cursors, doorbell, files
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
-
-
-async def outcome(work: Awaitable[Any], into: list[Any]) -> None:
-    try:
-        into.append(await work)
-    except Exception as error:
-        into.append(error)
-
-
-async def received(connection: Connection) -> Any:
-    await until(connection.poll)
-    return connection.recv()
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("no_platters")]
 
 
 async def consume(path: Path, count: int | None, name: str = "c", **options: Any) -> list[int]:
@@ -605,6 +589,7 @@ async def test_a_transaction_and_a_large_append_wait_for_consumers_but_are_let_i
 # ---- consumers that die
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["wait", "raise", "drop"])
 @limited
 async def test_a_dead_consumer_is_waited_for_told_or_dropped(anyio_backend: str, way: str, tmp_path: Path) -> None:

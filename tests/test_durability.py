@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from api_support import SHAPE, create, numbers, rows, stored
-from disk import KINDS, SPACE, SYNCS, Act, Disk, put_between
+from disk import KINDS, SPACE, SYNCS, Act, Disk, assert_never_synced_again, put_between
 
 import tensorblob as tb
 
@@ -383,17 +383,6 @@ def write_or_not(blob: tb.TensorBlob, model: list[int], batch: list[int]) -> Bas
     return None
 
 
-def assert_never_synced_again(disk: Disk) -> None:
-    failed: set[int] = set()
-    for act in disk.acts:
-        if act.kind == "unlink":
-            failed.discard(act.inode)  # the number goes to another file
-        if act.kind == "sync":
-            assert act.inode not in failed, f"{act} after its sync failed: the kernel may say yes and mean nothing"
-        if act.kind == "sync" and act.failed:
-            failed.add(act.inode)
-
-
 BATCHES = [[0], [1, 2], [3, 4], [5, 6, 7, 8], [9], [10, 11, 12]]
 
 
@@ -707,6 +696,7 @@ def faults() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "broken disk", {"error": errno.EIO, "lasting": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("no_background_flush")
@@ -771,6 +761,7 @@ def outcome(change: Callable[[], object]) -> BaseException | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["create", "copy"])
 def test_a_blob_whose_making_fails_anywhere_is_whole_or_absent(
     make: str, path: Path, disk: Disk, no_background_flush: None
@@ -805,6 +796,7 @@ def test_a_blob_whose_making_fails_anywhere_is_whole_or_absent(
     assert not list(path.parent.glob(".*")), "nothing unfinished is left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["append in the tail", "append over blocks", "overwrite", "transaction", "extend", "truncate"]
 )

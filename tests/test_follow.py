@@ -13,7 +13,6 @@ import anyio.lowlevel
 import pytest
 import torch
 from api_support import process
-from disk import without_platters
 from live_support import (
     LARGE,
     add_ints,
@@ -34,12 +33,7 @@ import tensorblob as tb
 from tensorblob import async_reader, doorbell
 from tensorblob.writer import Writer
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("no_platters")]
 
 
 def change(path: Path, act: Callable[[tb.TensorBlob], object]) -> None:

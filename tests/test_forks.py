@@ -188,6 +188,7 @@ def _read_in_a_child_while_a_thread(path: Path, doing: str) -> dict[str, Any]:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("doing", READS)
 def test_a_child_reads_while_a_thread_of_its_parent(doing: str, tmp_path: Path) -> None:
     found = elsewhere(_read_in_a_child_while_a_thread, create(tmp_path / "x.blob", COUNT), doing)

@@ -373,6 +373,7 @@ def test_any_cut_or_longer_schema_json_is_detected(blob: Path) -> None:
                 tb.TensorBlob.open(blob, mode)
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_a_manifest_is_detected_and_located(blob: Path) -> None:
     """Within one boot: whoever was killed leaves a prefix of a line, so a bit is wrong only if the medium is."""
     manifest = manifest_of(blob)
@@ -386,6 +387,7 @@ def test_any_flipped_bit_of_a_manifest_is_detected_and_located(blob: Path) -> No
         assert caught.value.offset == max(start for start in starts if start <= position)
 
 
+@pytest.mark.slow
 def test_a_writer_refuses_a_damaged_manifest_and_changes_nothing(blob: Path) -> None:
     manifest = manifest_of(blob)
     data = manifest.read_bytes()

@@ -153,6 +153,7 @@ def test_one_row_out_of_bounds(case: Case, data: st.DataObject) -> None:
             blob[form(i)]
 
 
+@pytest.mark.slow
 @modest
 @given(data=st.data())
 def test_slices_of_any_step(case: Case, data: st.DataObject) -> None:
@@ -174,6 +175,7 @@ MANY: list[Callable[[list[int]], Any]] = [
 ]
 
 
+@pytest.mark.slow
 @modest
 @given(data=st.data())
 def test_many_rows_in_any_order_and_more_than_once(case: Case, data: st.DataObject) -> None:
@@ -189,6 +191,7 @@ def test_many_rows_in_any_order_and_more_than_once(case: Case, data: st.DataObje
     assert torch.equal(out, wanted)
 
 
+@pytest.mark.slow
 @modest
 @given(data=st.data())
 def test_unsigned_indices_pick_rows_too(case: Case, data: st.DataObject) -> None:
@@ -203,6 +206,7 @@ def test_unsigned_indices_pick_rows_too(case: Case, data: st.DataObject) -> None
         assert same(blob[index], wanted)
 
 
+@pytest.mark.slow
 @modest
 @given(data=st.data())
 def test_one_index_out_of_bounds_spoils_many(case: Case, data: st.DataObject) -> None:

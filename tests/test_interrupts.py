@@ -191,6 +191,7 @@ def test_an_append_that_is_interrupted_anywhere_is_whole_or_absent_and_the_handl
     interrupt_all_over("append to a partial tail", durability, tmp_path, lambda places: 1)
 
 
+@pytest.mark.slow
 @DURABILITIES
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "append to a partial tail"])
 def test_a_change_that_is_interrupted_here_or_there_is_whole_or_absent_and_the_handle_knows(

@@ -27,6 +27,8 @@ LAYERS = [
     {"create", "doorbell", "reader", "writer"},
     {"blob", "staging"},
     {"cursors"},
+    {"verify"},
+    {"recover"},
     {"flow", "follower", "limiter"},
     {"async_reader", "async_writer", "producer"},
     {"__init__"},

@@ -3,7 +3,6 @@
 import itertools
 import os
 import signal
-from collections.abc import Awaitable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from live_support import (
     ints,
     limited,
     open_files,
+    outcome,
     some_turns,
     until,
     write_ints,
@@ -28,19 +28,7 @@ from live_support import (
 
 import tensorblob as tb
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
-
-
-async def outcome(work: Awaitable[Any], into: list[Any]) -> None:
-    try:
-        into.append(await work)
-    except Exception as error:
-        into.append(error)
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("no_platters")]
 
 
 def counts(of: tb.AsyncWriter | tb.AsyncReader) -> tuple[int, int]:

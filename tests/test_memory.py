@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from api_support import SHAPE, create, elsewhere, numbers, process, rows, stored
-from disk import without_platters
 from tensordict import MemoryMappedTensor, TensorDict
 
 import tensorblob as tb
@@ -23,13 +22,10 @@ from tensorblob import memory
 from tensorblob.columns import BlockCache
 from tensorblob.schema import _DTYPES, HUGE_PAGE_NBYTES
 
+pytestmark = pytest.mark.usefixtures("no_platters")
+
 ROW_NBYTES = 4096
 WAYS: list[dict[str, Any]] = [{}, {"io": "pread"}, {"max_cached_blocks": 2}]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
 
 
 @pytest.fixture
@@ -208,6 +204,7 @@ def descriptors() -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_nothing_leaks_over_many_opens_refreshes_and_trims(way: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "x.blob"

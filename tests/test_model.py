@@ -364,10 +364,10 @@ MODEST = settings(
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
-TestBlobIsAListOfRows = BlobMachine.TestCase
-TestBlobIsAListOfHalfPages = HalfPages.TestCase
-TestBlobIsAListOfOddRows = OddRows.TestCase
-TestBlobIsAListOfSeveralFields = SeveralFields.TestCase
+TestBlobIsAListOfRows = pytest.mark.slow(BlobMachine.TestCase)
+TestBlobIsAListOfHalfPages = pytest.mark.slow(HalfPages.TestCase)
+TestBlobIsAListOfOddRows = pytest.mark.slow(OddRows.TestCase)
+TestBlobIsAListOfSeveralFields = pytest.mark.slow(SeveralFields.TestCase)
 TestBlobIsAListOfRows.settings = MODEST
 TestBlobIsAListOfHalfPages.settings = MODEST
 TestBlobIsAListOfOddRows.settings = settings(MODEST, max_examples=8)

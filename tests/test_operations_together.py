@@ -23,6 +23,7 @@ def path(tmp_path: Path) -> Path:
 # ---- the cursor stays with its row, whatever is trimmed or cut around it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("before_row", [0, 4, 6, 10])
 @pytest.mark.parametrize("at", [0, 5, 10])
@@ -75,6 +76,7 @@ def test_rows_can_be_overwritten_truncated_and_trimmed_in_one_transaction(path: 
 # ---- adopted rows, trimmed rows and reads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", WAYS)
 @pytest.mark.parametrize("maintain_order", [True, False])
 @pytest.mark.parametrize("cut", [0, 5, 9, 13, 14])
@@ -119,6 +121,7 @@ def fields(*numbers: int) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maintain_order", [True, False])
 @pytest.mark.parametrize("keep", [0, 1, None])
 @pytest.mark.parametrize("trim", [0, 1, 3, 4])

@@ -92,6 +92,7 @@ def grow(blob: tb.TensorBlob) -> None:
 CHANGES: dict[str, Callable[[tb.TensorBlob], None]] = {f.__name__: f for f in (ring, rewrite, update, shuffle, grow)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_held_snapshots_stay_as_they_were_through_every_change(change: str, path: Path) -> None:
     """Some were read before the change and some are read first when their blocks have no name any more."""
@@ -291,6 +292,7 @@ def test_the_next_writer_keeps_what_readers_of_the_current_generation_hold(flush
         reader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [{"max_rows": 20}, {"max_bytes": 20 * ROW_NBYTES}], ids=str)
 def test_a_ring_has_a_bounded_number_of_files_and_bytes(limit: dict[str, int], path: Path) -> None:
     most_files = most_bytes = 0

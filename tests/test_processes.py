@@ -20,13 +20,10 @@ from disk import Act, put_between, without_platters
 
 import tensorblob as tb
 
+pytestmark = pytest.mark.usefixtures("no_platters")
+
 SCHEMA = {"commit": "int64", "place": "int64", "count": "int64", "more": ("float32", (600,))}
 WAYS: list[dict[str, Any]] = [{}, {"io": "pread"}, {"max_cached_blocks": 3}]
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
 
 
 def commit(number: int) -> dict[str, torch.Tensor]:
@@ -112,6 +109,7 @@ def finish(connection: Connection, child: BaseProcess) -> None:
 # ---- a reader at work
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edits", [7, 10_000])
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_follower_only_ever_sees_whole_commits_in_order(way: dict[str, Any], edits: int, tmp_path: Path) -> None:
@@ -181,6 +179,7 @@ def _overwrite_all(connection: Connection, path: Path) -> None:
             connection.send(number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_rows_that_are_replaced_together_are_seen_together(way: dict[str, Any], tmp_path: Path) -> None:
     path = create(tmp_path / "x.blob", 0)
@@ -226,6 +225,7 @@ def test_copies_of_a_blob_that_is_being_written_are_whole_prefixes_and_copies_by
 # ---- a writer that is killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "edits"), [({}, 10_000), ({}, 5), ({"durability": "power"}, 9), ({"flush_every_s": 0.001}, 9)]
 )

@@ -236,6 +236,7 @@ def test_a_dtype_is_never_cast(path: Path) -> None:
     assert stored(path) == list(range(10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(10))
 @pytest.mark.parametrize("second", [0, 1, 3, 4, 5, 9])
 def test_writes_join_seamlessly_wherever_a_block_ends(tmp_path: Path, first: int, second: int) -> None:

@@ -75,6 +75,7 @@ def test_a_write_that_requires_grad_takes_the_values_and_keeps_no_graph(path: Pa
 # ---- the LRU is not thread-safe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_cached_blocks", [1, 2, 3])
 def test_threads_share_the_cached_blocks(tmp_path: Path, max_cached_blocks: int) -> None:
     create(tmp_path / "x", 64)

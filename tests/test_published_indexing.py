@@ -49,6 +49,7 @@ def test_a_python_bool_is_an_int(blob: TensorBlob) -> None:
 BOUNDS = [None, -12, -10, -5, -1, 0, 1, 4, 7, 10, 12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [None, 1, 2, 4, 5, 30, -1, -2, -3, -30])
 @pytest.mark.parametrize("start", BOUNDS)
 def test_a_slice_gives_what_it_gives_of_a_list(blob: TensorBlob, start: int | None, step: int | None) -> None:
@@ -91,6 +92,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("pick", PICKS)
 def test_a_sequence_of_ints_gives_its_rows_in_its_order(blob: TensorBlob, form: str, pick: list[int]) -> None:
@@ -160,6 +162,7 @@ READS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_cached_blocks", [None, 1])
 @pytest.mark.parametrize("mode", READABLE)
 @pytest.mark.parametrize("form", READS)

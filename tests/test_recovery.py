@@ -99,6 +99,7 @@ def blocks_of(path: Path) -> list[Path]:
 # ---- a killed writer
 
 
+@pytest.mark.slow
 def test_after_a_kill_at_any_point_of_the_log_the_next_writer_has_every_whole_commit(tmp_path: Path) -> None:
     path = killed(tmp_path / "first.blob")
     starts = [offset for offset, _ in log_of(path)]
@@ -413,6 +414,7 @@ def states_of(path: Path) -> tuple[list[list[int]], list[Callable[[tb.TensorBlob
     return [], changes
 
 
+@pytest.mark.slow
 def test_whatever_was_lost_of_any_changes_what_is_found_is_a_state_that_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

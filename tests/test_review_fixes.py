@@ -282,7 +282,7 @@ def read_every_way(blob: tb.TensorBlob, values: Callable[[Any], list[int]]) -> I
     yield values(blob.gather(index[:3], out=blob[:3])), index[:3].tolist()
     for column in blob._table.state[1]:
         if isinstance(column, MappedColumn):
-            column.prefetch(0, count)
+            column.will_need(0, count)
     for low, high in ((0, 3), (5, 13), (count - 6, count)):
         for run in blob.runs(low, high):
             yield values(blob.view(*run)), list(range(*run))
@@ -290,6 +290,7 @@ def read_every_way(blob: tb.TensorBlob, values: Callable[[Any], list[int]]) -> I
     yield values(torch.stack(list(blob))), list(range(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [18, 26, 120])
 def test_many_fields_and_handles_share_the_mappings_of_one_process(count: int, tmp_path: Path, maps: Maps) -> None:
     path = create_fields(tmp_path / "x.blob", count)
@@ -319,6 +320,7 @@ def test_fields_share_the_mappings_and_a_blob_with_more_blocks_than_that_is_mapp
             assert values_of(blob[:]) == list(range(count)) and maps.peak <= maps.most
 
 
+@pytest.mark.slow
 def test_a_blob_that_grows_beyond_the_mappings_is_followed_and_written_on(tmp_path: Path, maps: Maps) -> None:
     path = create_fields(tmp_path / "x.blob", 2)
     with tb.TensorBlob.open(path, "a+") as writer, tb.TensorBlob.open(path) as follower:
@@ -338,6 +340,7 @@ def test_a_blob_that_grows_beyond_the_mappings_is_followed_and_written_on(tmp_pa
     assert maps.left == 0
 
 
+@pytest.mark.slow
 def test_rows_that_were_overwritten_in_many_places_are_read_with_few_mappings(tmp_path: Path, maps: Maps) -> None:
     path = create_fields(tmp_path / "x.blob", 60, block_rows=64)
     with tb.TensorBlob.open(path, "r+") as writer, tb.TensorBlob.open(path) as follower:
@@ -352,6 +355,7 @@ def test_rows_that_were_overwritten_in_many_places_are_read_with_few_mappings(tm
     assert maps.peak <= maps.most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [0, 1, 7])
 def test_where_the_kernel_gives_no_more_mappings_rows_are_read_all_the_same(
     allowed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -625,6 +629,14 @@ def _load(path: Path) -> list[int]:
 @pytest.mark.slow
 def test_a_data_loader_reads_by_a_selection_in_a_spawned_worker(tmp_path: Path) -> None:
     assert elsewhere(_load, create_fields(tmp_path / "x.blob", 10)) == list(range(10))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_data_loader_makes_batches_of_rows_with_several_fields(workers: int, tmp_path: Path) -> None:
+    with tb.TensorBlob.open(create_fields(tmp_path / "x.blob", 10)) as blob:
+        batches = list(torch.utils.data.DataLoader(blob, batch_size=4, num_workers=workers))  # type: ignore[arg-type]
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        assert torch.equal(torch.cat([batch["next", "z"] for batch in batches]), blob[:]["next", "z"])
 
 
 # ---- rows that are none
@@ -1017,3 +1029,15 @@ def test_a_batch_that_another_thread_writes_meanwhile_is_not_mistaken_for_ones_o
                 break
             assert numbers(blob[count:]) == [9, 3, 3, 3, 1], nth
     assert nth > 3
+
+
+# ---- what a newcomer forgets
+
+
+@pytest.mark.anyio
+async def test_whoever_would_create_a_blob_without_saying_of_what_is_told_so(tmp_path: Path) -> None:
+    for opening in (tb.open_writer(tmp_path / "x.blob"), tb.open_producer(tmp_path / "x.blob", dtype="int64")):
+        with pytest.raises(FileNotFoundError, match="dtype= and shape=, or schema=, to create it"):
+            async with opening:
+                pass
+    assert not (tmp_path / "x.blob").exists()

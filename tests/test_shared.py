@@ -16,16 +16,13 @@ import anyio
 import pytest
 import torch
 from api_support import complaint, create, elsewhere, numbers, process, rows, stored
-from disk import put_between, without_platters
+from disk import put_between
 
 import tensorblob as tb
 
+pytestmark = pytest.mark.usefixtures("no_platters")
+
 SHAPE = (512,)  # int64: a page
-
-
-@pytest.fixture(autouse=True)
-def no_platters(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_platters(monkeypatch)
 
 
 def batch(who: int, number: int, count: int) -> torch.Tensor:
@@ -144,6 +141,7 @@ def test_writers_that_share_a_blob_make_one_order_of_commits(tmp_path: Path, dur
     assert not os.listdir(path / "producers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 300], ids=["copied", "adopted"])
 def test_staged_and_shared_writers_make_one_order_of_commits(tmp_path: Path, size: int) -> None:
     path = new_blob(tmp_path / "x.blob")

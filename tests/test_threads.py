@@ -19,6 +19,7 @@ def threads_that_switch_all_the_time() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(10))
 def test_a_handle_that_is_closed_while_others_write_raises_blob_closed_in_them_and_keeps_what_was_committed(
     tmp_path: Path, attempt: int

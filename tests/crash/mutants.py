@@ -521,8 +521,8 @@ MUTANTS = (
         "another boot is not noticed by the writer",
         "writer.py",
         """
--        if found.is_same_boot and not found.is_torn and is_alone:
-+        if not found.is_torn and is_alone:
+-        if found.is_same_boot and not found.is_torn and is_alone and not had_trouble:
++        if not found.is_torn and is_alone and not had_trouble:
 """,
         workloads=("append",),
     ),
@@ -530,8 +530,8 @@ MUTANTS = (
         "a torn tail is appended to",
         "writer.py",
         """
--        if found.is_same_boot and not found.is_torn and is_alone:
-+        if found.is_same_boot and is_alone:
+-        if found.is_same_boot and not found.is_torn and is_alone and not had_trouble:
++        if found.is_same_boot and is_alone and not had_trouble:
 """,
         tests=("test_recovery.py::test_a_torn_record_stays_where_it_is_and_a_new_generation_begins",),
     ),
@@ -539,8 +539,8 @@ MUTANTS = (
         "a manifest that another blob has, too, is appended to",
         "writer.py",
         """
--        if found.is_same_boot and not found.is_torn and is_alone:
-+        if found.is_same_boot and not found.is_torn:
+-        if found.is_same_boot and not found.is_torn and is_alone and not had_trouble:
++        if found.is_same_boot and not found.is_torn and not had_trouble:
 """,
         tests=("test_recovery.py::test_a_tree_of_hard_links_is_two_blobs_whoever_writes_next",),
     ),
@@ -612,8 +612,9 @@ MUTANTS = (
         "a peer's failed sync is not noticed",
         "writer.py",
         """
--        if trouble is not None and trouble.generation == self._current.generation:
-+        if False and trouble is not None and trouble.generation == self._current.generation:
+-        if trouble is None or trouble.generation != self._current.generation:
++        if True:
+             return False
 """,
         tests=("test_shared.py::test_a_failed_sync_of_one_is_known_to_its_peers_who_go_on_in_new_files",),
     ),
@@ -621,8 +622,8 @@ MUTANTS = (
         "a failed sync is not shown to peers",
         "writer.py",
         """
--                self.turns.report(Trouble(self._current.generation, tuple(sorted(self._blocks.poisoned))))
-+                (lambda _: None)(Trouble(self._current.generation, tuple(sorted(self._blocks.poisoned))))
+     def _tell_trouble(self) -> None:
++        return
 """,
         tests=("test_shared.py::test_a_failed_sync_of_one_is_known_to_its_peers_who_go_on_in_new_files",),
     ),
@@ -701,8 +702,8 @@ MUTANTS = (
         "readers do not pin",
         "manifest.py",
         """
--                pinned = files.try_lock(fd, shared=True) and os.fstat(fd).st_nlink > 0
-+                pinned = os.fstat(fd).st_nlink > 0
+-        is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
++        is_pinned = os.fstat(pin.fd).st_nlink > 0
 """,
         tests=("crash/test_locks.py",),
     ),
@@ -710,8 +711,8 @@ MUTANTS = (
         "a generation that was removed is pinned",
         "manifest.py",
         """
--                pinned = files.try_lock(fd, shared=True) and os.fstat(fd).st_nlink > 0
-+                pinned = files.try_lock(fd, shared=True)
+-        is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
++        is_pinned = files.try_lock(pin.fd, shared=True)
 """,
         tests=("crash/test_locks.py::test_a_generation_that_ends_before_it_is_pinned_is_not_read",),
     ),
@@ -719,8 +720,8 @@ MUTANTS = (
         "a generation that was superseded is pinned",
         "manifest.py",
         """
--                if not pinned or self._is_superseded(generation):
-+                if not pinned:
+-        if is_pinned and not files.exists(manifest_name(generation + 1), dir_fd=dir_fd):
++        if is_pinned:
 """,
         tests=("crash/test_locks.py::test_a_generation_that_ends_before_it_is_pinned_is_not_read",),
     ),
@@ -822,7 +823,7 @@ MUTANTS = (
         "a missing block counts",
         "replay.py",
         """
-     except (FileNotFoundError, ValueError):
+     except (FileNotFoundError, Corrupt, UnsupportedFormat):
 -        return False
 +        return True
 """,
@@ -832,7 +833,7 @@ MUTANTS = (
         "what follows the last good record is not looked at",
         "replay.py",
         """
--    _check_tail(data[stop:], seed, stop, name, is_same_boot=is_same_boot)
+-    _check_tail(data[stop:], beyond, seed, stop, name, is_same_boot=is_same_boot)
 """,
         tests=("test_recovery.py::test_damage_before_the_end_of_the_log_is_never_taken_for_a_torn_tail",),
     ),
@@ -960,7 +961,8 @@ MUTANTS = (
         "who builds does not lock the parent",
         "create.py",
         """
--        files.lock(parent_fd)
+-        with files.locked(parent_fd, f"the directory {parent!r}"):
++        if True:
 """,
         tests=("crash/test_locks.py",),
     ),
@@ -968,9 +970,11 @@ MUTANTS = (
         "who builds does not lock what is built",
         "create.py",
         """
--        if not files.try_lock(dir_fd, shared=False):
--            raise AssertionError("nobody else has the name")
-         return dir_fd
+-                if not files.try_lock(dir_fd, shared=False):
++                if False:
+                     raise AssertionError("nobody else has the name")
+             except BaseException:
+                 os.close(dir_fd)
 """,
         tests=("crash/test_locks.py",),
     ),
@@ -1064,7 +1068,7 @@ MUTANTS = (
         "rows are let in by a limiter without its lock",
         "limiter.py",
         """
--        with files.locked(self._fd):
+-        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
 +        if True:
              counts = self._read()
              if count and not self._may_insert(counts, count):
@@ -1075,10 +1079,8 @@ MUTANTS = (
         "rows are counted as inserted without the lock",
         "limiter.py",
         """
--        with files.locked(self._fd):
-+        if True:
-             counts = self._read()
-             counts.inserted += max(count, 0)
+-        with contextlib.suppress(OSError), files.locked(self._fd, f"the limiter {self.rule.name!r}"):
++        with contextlib.suppress(OSError):
 """,
         tests=("crash/test_locks.py",),
     ),
@@ -1086,7 +1088,7 @@ MUTANTS = (
         "rows are counted as sampled without the lock",
         "limiter.py",
         """
--        with files.locked(self._fd):
+-        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
 +        if True:
              counts = self._read()
              if count > 0 and not self.rule.may_sample(counts.inserted, counts.sampled, count):
@@ -1134,9 +1136,8 @@ MUTANTS = (
         "turns are not taken",
         "turns.py",
         """
--                files.lock(self._fd)
-                 try:
-                     self._begin()
+-                if not self._lock.acquire(self._timeout_s):
++                if False:
 """,
         tests=("crash/test_locks.py",),
     ),
@@ -1144,11 +1145,11 @@ MUTANTS = (
         "a turn begins without looking what peers did",
         "turns.py",
         """
-                 files.lock(self._fd)
-                 try:
--                    self._begin()
-+                    pass
-                 except BaseException:
+         try:
+-            self._begin()
++            pass
+         except BaseException:
+             files.unlock(self._fd)
 """,
         tests=("test_shared.py::test_peers_see_what_the_others_did_at_their_next_turn",),
     ),
@@ -1156,8 +1157,8 @@ MUTANTS = (
         "a turn is tried without the lock",
         "turns.py",
         """
--        if not self._depth and (self._fd < 0 or not files.try_lock(self._fd, shared=False)):
-+        if False:
+-                if self._fd < 0 or not self._lock.try_acquire():
++                if self._fd < 0:
 """,
         tests=("crash/test_locks.py::test_a_turn_that_another_has_is_not_had",),
     ),
@@ -1165,9 +1166,8 @@ MUTANTS = (
         "shared writers let sole ones in",
         "files.py",
         """
--    while not try_lock(fd, shared=True):
-+    while False:
-         if time.monotonic() >= deadline:
+-        while not try_lock(fd, shared=True):
++        while False:
 """,
         tests=("crash/test_locks.py",),
     ),

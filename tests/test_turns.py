@@ -1,0 +1,225 @@
+"""Turns that are waited for in vain: a peer that was stopped in the middle of its own holds nobody up for ever.
+
+How long one waits is made short here, so that what it comes to can be seen; a test whose wait is to be long waits for
+conditions only.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+from api_support import process
+from live_support import LIMIT_S, create_ints, ints, limited, open_files, stored_ints, until, write_ints
+
+import tensorblob as tb
+from tensorblob import files
+from tensorblob.turns import TimedLock
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_platters")]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> float:
+    """How long one waits for a turn."""
+    monkeypatch.setattr(files, "STOPPED_S", 0.3)
+    return 0.3
+
+
+def _stop_in_a_turn(connection: Connection, path: Path) -> None:
+    """Append a row as a shared writer, stop in the middle of the next turn, append two more when let go on."""
+    with tb.TensorBlob.open(path, "a", shared=True) as blob:
+        blob.write(ints(100, 101))
+        assert blob._writer is not None
+        with blob._writer.turn():
+            connection.send("in its turn")
+            os.kill(os.getpid(), signal.SIGSTOP)
+            blob.write(ints(101, 102))
+        blob.write(ints(102, 103))
+    connection.send("over")
+
+
+class Stopped:
+    def __init__(self, connection: Connection, pid: int) -> None:
+        self.connection, self.pid = connection, pid
+
+    async def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+        assert await anyio.to_thread.run_sync(self.connection.recv) == "over"
+
+
+@asynccontextmanager
+async def stopped_peer(path: Path) -> AsyncIterator[Stopped]:
+    with process(_stop_in_a_turn, path) as (connection, child):
+        assert child.pid is not None
+        assert await anyio.to_thread.run_sync(connection.recv) == "in its turn"
+        await until(lambda: " (stopped)" in Path(f"/proc/{child.pid}/status").read_text())
+        yield Stopped(connection, child.pid)
+
+
+@pytest.mark.slow
+@limited
+async def test_whoever_waits_for_a_stopped_peers_turn_is_told_who_has_it(hasty: float, tmp_path: Path) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    async with write_ints(path, shared=True) as writer:
+        await writer.append(ints(0, 1))
+        async with stopped_peer(path) as peer:
+            for act in (lambda: writer.append(ints(1, 2)), writer.flush, writer.finish):
+                with pytest.raises(tb.WriterBusy, match=f"Process {peer.pid} has kept its turn") as caught:
+                    await act()
+                assert caught.value.pid == peer.pid
+            with pytest.raises(tb.WriterBusy, match=str(peer.pid)):
+                async with write_ints(path, shared=True):
+                    pass
+            async with tb.open_reader(path) as reader:
+                assert (await reader.read(0, 2)).tolist() == [0, 100], "readers are not held up"
+            await peer.go_on()
+            assert await writer.append(ints(2, 3)) == range(4, 5)
+    assert stored_ints(path) == [0, 100, 101, 102, 2], "what was refused is absent"
+
+
+@limited
+async def test_a_writer_that_closes_without_a_turn_is_closed_and_its_rows_are_there(
+    hasty: float, tmp_path: Path
+) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    async with AsyncExitStack() as stack:
+        with pytest.raises(tb.WriterBusy, match="has kept its turn"):
+            async with write_ints(path, shared=True) as writer:
+                await writer.append(ints(0, 1))
+                peer = await stack.enter_async_context(stopped_peer(path))
+        await until(lambda: not [name for name in open_files().values() if os.fspath(path) in name])
+        await peer.go_on()
+    assert stored_ints(path) == [0, 100, 101, 102]
+    async with write_ints(path, timeout_s=0) as writer:  # nobody holds a lock any more
+        await writer.append(ints(1, 2))
+
+
+@limited
+async def test_an_append_that_waits_for_a_stopped_peers_turn_can_be_cancelled(tmp_path: Path) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    async with write_ints(path, shared=True) as writer, stopped_peer(path) as peer:
+        with anyio.move_on_after(0.05) as scope:
+            await writer.append(ints(0, 1))
+        assert scope.cancelled_caught
+        await peer.go_on()
+        assert await writer.append(ints(1, 2)) == range(3, 4)
+    assert stored_ints(path) == [100, 101, 102, 1], "wholly absent"
+
+
+# ---- the lock itself
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Iterator[tuple[TimedLock, int, int]]:
+    """A lock, the file it locks, and another opening of that file."""
+    path = os.fspath(tmp_path / "lock")
+    fd, other = files.create_file(path), files.open_file(path)
+    lock = TimedLock(fd)
+    yield lock, fd, other
+    lock.close()
+    os.close(fd)
+    os.close(other)
+
+
+def is_free(other: int) -> bool:
+    if files.try_lock(other, shared=False):
+        files.unlock(other)
+        return True
+    return False
+
+
+def test_a_lock_that_is_free_is_taken_at_once(lock: tuple[TimedLock, int, int]) -> None:
+    timed, fd, other = lock
+    assert timed.acquire(0.0) and not is_free(other)
+    files.unlock(fd)
+    assert timed.try_acquire() and not is_free(other)
+    files.unlock(fd)
+    assert is_free(other)
+
+
+@pytest.mark.anyio
+async def test_a_lock_that_comes_too_late_is_let_go_at_once(lock: tuple[TimedLock, int, int]) -> None:
+    timed, _, other = lock
+    files.lock(other)
+    assert not timed.acquire(0.01)
+    assert not timed.try_acquire(), "the kernel may give it to the thread at any moment"
+    files.unlock(other)
+    with anyio.fail_after(LIMIT_S):
+        await until(lambda: is_free(other) and timed.try_acquire())
+
+
+@pytest.mark.anyio
+async def test_who_asks_again_while_the_kernel_still_waits_gets_the_lock_that_comes(
+    lock: tuple[TimedLock, int, int],
+) -> None:
+    timed, fd, other = lock
+    files.lock(other)
+    assert not timed.acquire(0.01)
+    got: list[bool] = []
+    with anyio.fail_after(LIMIT_S):
+        thread = threading.Thread(target=lambda: got.append(timed.acquire(10.0)))
+        thread.start()
+        await until(lambda: timed._is_wanted)
+        files.unlock(other)
+        await until(lambda: got)
+    thread.join()
+    assert got == [True] and not is_free(other), "it has it until it lets go"
+    files.unlock(fd)
+    assert is_free(other)
+
+
+@pytest.mark.anyio
+async def test_a_lock_that_comes_after_the_file_was_closed_is_nobodys(tmp_path: Path) -> None:
+    path = os.fspath(tmp_path / "lock")
+    fd, other = files.create_file(path), files.open_file(path)
+    timed = TimedLock(fd)
+    files.lock(other)
+    assert not timed.acquire(0.01)
+    timed.close()
+    os.close(fd)
+    reused = files.create_file(f"{path}2")  # perhaps with the number of the file that was closed
+    files.lock(reused)
+    files.unlock(other)
+    with anyio.fail_after(LIMIT_S):
+        assert timed._thread is not None
+        await until(lambda: not timed._thread.is_alive())  # type: ignore[union-attr]
+        await until(lambda: is_free(other))
+    again = files.open_file(f"{path}2")
+    assert not files.try_lock(again, shared=False), "the lock of another file is not touched"
+    for number in (other, reused, again):
+        os.close(number)
+
+
+def test_the_thread_ends_with_the_lock(lock: tuple[TimedLock, int, int]) -> None:
+    timed, fd, other = lock
+    files.lock(other)
+    assert not timed.acquire(0.01)
+    files.unlock(other)
+    assert timed.acquire(10.0)
+    files.unlock(fd)
+    timed.close()
+    assert timed._thread is not None
+    timed._thread.join(10)
+    assert not timed._thread.is_alive()
+
+
+def test_a_kernel_that_refuses_is_heard(lock: tuple[TimedLock, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    timed, _, other = lock
+    files.lock(other)
+
+    def refuse(fd: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(files, "lock", refuse)
+    with pytest.raises(OSError, match="No locks"):
+        timed.acquire(10.0)
+    monkeypatch.undo()
+    files.unlock(other)
+    assert timed.acquire(10.0)
