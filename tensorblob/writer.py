@@ -173,7 +173,7 @@ class Writer:
             self._blocks.distrust(found.snapshot)
         is_alone = os.fstat(self._manifest.fd).st_nlink == 1
         had_trouble = self._heed_trouble()
-        if found.is_same_boot and not found.is_torn and not found.is_cut and is_alone and not had_trouble:
+        if found.is_same_boot and not found.is_torn and is_alone and not had_trouble:
             self._go_on(found)
         else:
             self._recover(found)

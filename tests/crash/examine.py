@@ -8,12 +8,12 @@ Of some the way itself is cut short by another power loss, anywhere, and again.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
 
-from power import EMPTY, Disk, Image, Moment, Mount, moments
+from kernel import EMPTY, Disk, Image, Mount
+from power import Moment, moments
 from workloads import WORKLOADS, Content, History, Run, content
 
 from tensorblob import cursors, files
@@ -41,21 +41,26 @@ class Examination:
         """By path, which of its states were found."""
         self._seen: dict[int, dict[str, Any]] = {}
         disk = mount.put(Disk(EMPTY, f"{self.what} boot 0"))
-        run = Run(disk, self.rng)
+        run = Run(disk, self.rng, power=bool(seed % 2))
         WORKLOADS[workload](run)
         self.histories = run.histories
         self.moments = moments(EMPTY, disk.log)
+        self.small = {n for n, moment in enumerate(self.moments) if moment.count(EXHAUSTIVE) < EXHAUSTIVE}
+        """The points at which all states are gone through, one by one."""
         self.is_exhausted = False
 
     def go(self) -> None:
-        """Draw states of all points in turn."""
+        """Draw states of all points in turn, first of each what is there if nothing is that was not synced."""
+        for number, moment in enumerate(self.moments):
+            if self.count < self.enough:
+                self.look(moment.certain(), moment, self.histories, 1, f"point {number}")
         draws = [self._draws(moment) for moment in self.moments]
         numbers = list(range(len(draws)))
         idle = 0
         while numbers and self.count < self.enough and idle < 40:
             before, left = self.count, []
             for number in numbers:
-                for _ in range(4):
+                for _ in range(16 if number in self.small else 4):
                     image = next(draws[number], None)
                     if image is None:
                         break
@@ -73,7 +78,6 @@ class Examination:
             yield from moment.all()
             return
         yield moment.all_present()
-        yield moment.certain()
         while True:
             yield moment.any(self.rng)
 
@@ -123,10 +127,9 @@ class Examination:
         after = history.followed_by(disk, found)
         extra, tails = history.extra()
         if found is None:
-            names = {tuple(n.split(".")) if "." in n else n: spec for n, spec in history.fields.items()}
-            recovered = Content(0, (b"",) * len(names), (), "{}", (), None)
+            recovered = Content(0, (b"",) * len(history.fields), (), "{}", (), None)
             after.add(recovered)
-            writer = TensorBlob.open(path, "w+", schema=names, io="pread")
+            writer = TensorBlob.open(path, "w+", schema=history.schema, io="pread")
         else:
             recovered = found._replace(finish_row=None)
             after.add(recovered)

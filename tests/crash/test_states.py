@@ -7,22 +7,24 @@ runs and which states (0 by default). Where a point of a run has few enough stat
 
 import gc
 import os
+import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from examine import DEPTH, Examination
-from power import Mount
-from workloads import WORKLOADS
+from kernel import Disk, Mount, Write
+from workloads import WORKLOADS, Run
 
 STATES = int(os.environ.get("TENSORBLOB_CRASH_STATES", "1_000_000"))
 SEED = int(os.environ.get("TENSORBLOB_SEED", "0"))
 
 SMALL = ("create",)
 """They have few states, and are gone through to the end."""
-RUNS = {name: 3 for name in WORKLOADS} | {"create": 2, "unlink": 1, "append": 5, "mixed": 8, "killed": 8}
+RUNS = dict.fromkeys(WORKLOADS, 3) | {"create": 2, "unlink": 1, "append": 5, "mixed": 8, "killed": 8}
 WEIGHTS = (
-    {name: 3 for name in WORKLOADS}
+    dict.fromkeys(WORKLOADS, 3)
     | {"unlink": 1, "append_many_columns": 2}
     | dict.fromkeys(("extend", "extend_contiguous", "copy"), 1)
 )
@@ -48,7 +50,10 @@ def examined(workload: str, seed: int, enough: int) -> Examination:
     with Mount() as mount:
         examination = Examination(mount, workload, seed, enough)
         examination.go()
-    print(f"{examination.count} states of {len(examination.moments)} points, by depth {examination.by_depth[1:]}")
+    print(
+        f"{examination.count} states, {examination.by_depth[1:]} by depth, of {len(examination.moments)} points, "
+        f"of which {len(examination.small)} have few enough to be gone through one by one"
+    )
     return examination
 
 
@@ -56,6 +61,22 @@ def examined(workload: str, seed: int, enough: int) -> Examination:
 def test_some_states_of_each_workload_are_as_promised(workload: str) -> None:
     examination = examined(workload, SEED - 1, 100)
     assert examination.count >= 100
+
+
+class HastyDisk(Disk):
+    """Its writes end after so many bytes, as the kernel's may."""
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        return super().pwrite(fd, bytes(data)[:100], offset)
+
+
+@pytest.mark.parametrize("workload", ["append_many_columns", "stream", "mixed"])
+def test_writes_that_end_early_are_gone_on_with(workload: str) -> None:
+    disk = HastyDisk()
+    with Mount() as mount:
+        mount.put(disk)
+        WORKLOADS[workload](Run(disk, random.Random(1)))  # which looks what is there after each change
+    assert any(len(act.data) == 100 for act in disk.log if isinstance(act, Write))
 
 
 @pytest.mark.slow

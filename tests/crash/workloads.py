@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from power import Disk, Killed
+from kernel import Act, Disk, Killed, Make, Name
 
 import tensorblob as tb
 from tensorblob import cursors
@@ -133,6 +133,11 @@ class History:
         after.__dict__ = self.__dict__ | {"disk": disk, "states": [state]}
         return after
 
+    @property
+    def schema(self) -> dict[Any, Any]:
+        """The fields as a caller gives them."""
+        return {tuple(name.split(".")) if "." in name else name: field for name, field in self.fields.items()}
+
     def extra(self) -> tuple[Any, list[bytes]]:
         """Two rows to append, whatever there is, and their bytes by field."""
         if self._extra is None:
@@ -201,13 +206,12 @@ class Scribe:
 
     def __init__(self, run: Run, history: History, mode: str = "a+", *, power: bool, **options: Any) -> None:
         self.run, self.history, self.power = run, history, power
-        if history.states == [None]:
+        if mode == "w+":
             history.attempt(Held(**({"metadata": str(m)} if (m := options.get("metadata")) else {})))
-            fields = {tuple(n.split(".")) if "." in n else n: spec for n, spec in history.fields.items()}
-            options = {"schema": fields, "block_rows": run.block_rows(history.fields), **options}
+            options = {"schema": history.schema, "block_rows": run.block_rows(history.fields), **options}
         durability = "power" if power else "process"
         self.blob = TensorBlob.open(history.path, mode, durability=durability, io="pread", **options)
-        if len(history.states) == 2:
+        if history.held == Held() or mode == "w+":
             history.promised()  # blobs are created durably
         self.check()
 
@@ -253,12 +257,7 @@ class Scribe:
             self.blob.compact()
 
     def extend(self, other: Scribe, *, maintain_order: bool = True) -> None:
-        held, theirs = self.history.held, other.history.held.rows
-        if maintain_order:
-            after = held.appended(*theirs)
-        else:
-            after = held.appended(*theirs)  # the engine chooses the order: see `reordered`
-        with self.changing(after):
+        with self.changing(self.history.held.appended(*other.history.held.rows)):
             self.blob.extend(other.blob, maintain_order=maintain_order)
 
     def set_metadata(self, value: dict[str, Any]) -> None:
@@ -269,10 +268,11 @@ class Scribe:
         numbers = [self.run.number() for _ in range(count)]
         held = self.history.held.appended(*numbers).keyed(key, sequence)
         with self.changing(held):
-            columns, rows = self.blob._batches.columns(self.history.batch(*numbers))
+            parts = [self.blob._batches.columns(self.history.batch(number))[0] for number in numbers]
+            columns = [list(column) for column in zip(*parts, strict=True)]  # as of tasks whose appends are grouped
             writer = self.blob._writer
             assert writer is not None
-            writer.append(columns, rows, None, lambda at: [Key(key, sequence, at.rows, at.rows + rows)])
+            writer.append(columns, count, None, lambda at: [Key(key, sequence, at.rows, at.rows + count)])
 
     def finish(self) -> None:
         held = self.history.held
@@ -304,13 +304,13 @@ class Scribe:
 class Run:
     """One run of a workload on `disk`. What it does exactly is drawn from `rng`."""
 
-    def __init__(self, disk: Disk, rng: random.Random, root: str = "/d") -> None:
+    def __init__(self, disk: Disk, rng: random.Random, root: str = "/d", *, power: bool = True) -> None:
         self.disk, self.rng, self.root = disk, rng, root
         self.histories: dict[str, History] = {}
         self.transaction: History | None = None
         self.dead: list[Scribe] = []
         self._numbers = 0
-        self.power = rng.random() < 0.5
+        self.power = power
         disk.mkdir(root)
         above = disk.open(os.path.dirname(root), os.O_RDONLY)
         disk.fsync(above)
@@ -348,10 +348,8 @@ class Run:
     def killed_after(self, acts: int, *scribes: Scribe) -> Iterator[None]:
         """The process is killed, by -9, in the midst of some act of the body, if it comes that far."""
         self.disk.kill_after(acts)
-        try:
+        with suppress(Killed):
             yield
-        except Killed:
-            pass
         for scribe in scribes:
             if scribe.blob._writer is not None:
                 scribe.blob._writer._forks = -1  # as in another process: it is not closed, and does not mind
@@ -367,6 +365,22 @@ class Run:
 def create(run: Run) -> None:
     with_notes = {"metadata": {"made": run.few()}} if run.rng.random() < 0.5 else {}
     run.scribe("a/b/x.blob", run.rng.choice((*SINGLE, MANY)), **with_notes).close()
+
+
+def create_killed(run: Run) -> None:
+    """A creator is killed about when the blob appears; whoever comes next in that boot finds its blob, or makes one."""
+    history = run.history("x.blob")
+    history.attempt(Held())
+    before = len(run.disk.log)
+    TensorBlob.open(f"{run.root}/rehearsal.blob", "w+", schema=history.schema, io="pread").close()
+    acts = [act for act in run.disk.log[before:] if isinstance(act, Act) and not isinstance(act, Make)]
+    (renamed,) = [place for place, act in enumerate(acts) if isinstance(act, Name) and act.name == "rehearsal.blob"]
+    with run.killed_after(renamed + run.rng.randrange(5)):
+        TensorBlob.open(history.path, "w+", schema=history.schema, io="pread").close()
+    is_there = run.disk.path.lexists(history.path)
+    scribe = Scribe(run, history, "r+" if is_there else "w+", power=run.power)
+    scribe.write(run.few())
+    scribe.close()
 
 
 def append(run: Run) -> None:
@@ -386,7 +400,7 @@ def append_many_columns(run: Run) -> None:
 def seal(run: Run) -> None:
     scribe = run.scribe()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tensorblob.blocks.MAX_OPEN", run.rng.choice((2, 64)))
+        patch.setattr("tensorblob.blocks.MAX_OPEN", 2)
         for _ in range(6):
             scribe.write(run.few(12))
             if run.rng.random() < 0.2:
@@ -413,11 +427,32 @@ def durable_mark(run: Run) -> None:
     scribe.close()
 
 
+def flush_meanwhile(run: Run) -> None:
+    """Rows are committed while a flush syncs: its mark covers what was there when it began, and stands behind them."""
+    scribe = run.scribe(power=False)
+    writer = scribe.blob._writer
+    assert writer is not None
+    for _ in range(4):
+        scribe.write(run.few())
+        covered, sync = len(scribe.history.states) - 1, writer._blocks.sync
+
+        def meanwhile(dirty: Any, sync: Callable[[Any], None] = sync) -> None:
+            scribe.write(1)
+            sync(dirty)
+            scribe.write(1)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writer._blocks, "sync", meanwhile)
+            scribe.blob.flush()
+        run.disk.mark("durable", scribe.history.path, covered)
+    scribe.close()
+
+
 def transaction(run: Run) -> None:
     scribe = run.scribe(fields=run.rng.choice((*SINGLE, MANY)))
     scribe.write(3)
     for n in range(4):
-        with scribe.transaction({"n": n} if n % 2 else None):
+        with scribe.transaction({"n": n, "why": "because " * 80} if n % 2 else None):  # an edit of several sectors
             scribe.write(run.few())
             if n == 2:
                 scribe.overwrite(1, 2)
@@ -566,6 +601,8 @@ def staged(run: Run) -> None:
             staging.commit(partial(_keyed, len(numbers), sequence))
             if run.power:
                 first.history.promised()
+            elif run.rng.random() < 0.5:
+                peers[1].flush()
             peers[1].check()
         for peer in peers:
             peer.blob.refresh()
@@ -658,6 +695,21 @@ def killed(run: Run) -> None:
         scribe.close()
 
 
+def killed_after_cut(run: Run) -> None:
+    """Rows that were cut were never synced, and nobody syncs them: that must cost no later commit."""
+    scribe = run.scribe(power=False)
+    for _ in range(3):
+        scribe.write(8 + run.few(9))
+        scribe.truncate(run.few(3))
+        with run.killed_after(run.few(3), scribe):
+            scribe.write(run.few())
+        scribe = run.again(scribe, power=True)
+        scribe.write(run.few())
+        scribe.close()
+        scribe = run.again(scribe, power=False)
+    scribe.close()
+
+
 def mixed(run: Run) -> None:
     """Anything after anything."""
     scribe = run.scribe(fields=run.rng.choice((*SINGLE, MANY)))
@@ -689,11 +741,13 @@ WORKLOADS: dict[str, Callable[[Run], None]] = {
     workload.__name__: workload
     for workload in (
         create,
+        create_killed,
         append,
         append_many_columns,
         seal,
         checkpoint,
         durable_mark,
+        flush_meanwhile,
         transaction,
         overwrite,
         truncate,
@@ -710,6 +764,7 @@ WORKLOADS: dict[str, Callable[[Run], None]] = {
         reopened,
         unlink,
         killed,
+        killed_after_cut,
         mixed,
     )
 }
