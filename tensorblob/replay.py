@@ -35,8 +35,8 @@ from tensorblob.schema import Field
 from tensorblob.snapshot import Column, Snapshot
 
 VERIFY_NBYTES = 4 << 20
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EIO)
-"""Errors that say nothing about whether a file is there."""
+_UNKNOWABLE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+"""How a system says that it has no such thing, or not for us; other errors pass."""
 MAX_READ = MAX_ROWS // 2
 """No blob has come so far; and whoever goes on from there has numbers left."""
 
@@ -69,7 +69,7 @@ def boot_id() -> str:
             ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
-        if isinstance(error, OSError) and error.errno in _PASSING:
+        if isinstance(error, OSError) and error.errno not in _UNKNOWABLE:
             raise  # not to know it now would mean that power was lost
         return ""
 
