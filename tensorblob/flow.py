@@ -183,6 +183,10 @@ class Retainer:
         for fd in fds:
             os.close(fd)
 
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            self.close()
+
     def keep_from(self, first_row: int) -> int:
         """The row to trim before, where retention alone would trim before `first_row`."""
         dir_fd, *directories = self._fds

@@ -112,7 +112,8 @@ class Announcement:
         me = files.Holder.me()
         with contextlib.nullcontext() if retain_for else contextlib.suppress(OSError):
             files.say(self.fd, Identity(me.pid, me.host, consumers, max_lag_rows, self._durability, retain_for))
-            files.mark_changed("producers", dir_fd=self._dir_fd)  # peers look again when the directory has changed
+            if retain_for:
+                files.mark_changed("producers", dir_fd=self._dir_fd)  # peers look again when the directory has changed
 
     def close(self, *, has_garbage: bool = False) -> None:
         """Leave. With garbage the file stays, hidden: so the next writer has something to sweep, and nobody died."""

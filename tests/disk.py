@@ -182,6 +182,14 @@ class Disk:
         self.do("syncdir" if stat.S_ISDIR(os.fstat(fd).st_mode) else "sync", path, **known)
 
 
+def _is_there(path: Any, dir_fd: int | None) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
 class _Os:
     """`os` as `files` sees it."""
 
@@ -192,7 +200,7 @@ class _Os:
         return getattr(os, name)
 
     def open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags & os.O_CREAT:
+        if flags & os.O_CREAT and (flags & os.O_EXCL or not _is_there(path, dir_fd)):
             self._disk.do("create", self._disk._name(path, dir_fd))
         else:
             self._disk.look("open", path, dir_fd)

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ from disk import put_between, without_platters
 from schedule import Plan, Scheduler, collected, plans
 
 import tensorblob as tb
-from tensorblob import files
+from tensorblob import files, manifest
 from tensorblob.blob import append_to
 from tensorblob.cursors import Cursor, read_position
 from tensorblob.edit import Key
@@ -380,7 +379,8 @@ class AcknowledgeAndTrim(Scenario):
         self.writer = self.open("a+", shared=True)
         assert self.writer._writer is not None
         retainer = Retainer(["c"], is_shared=True)
-        retainer.dir_fd, self.writer._writer.keep_from = self.writer._writer.dir_fd, retainer.keep_from
+        retainer.watch(self.writer._writer.dir_fd)
+        self.writer._writer.keep_from = retainer.keep_from
         self.writer._writer.announce((), 1 << 60, ("c",))
 
     def append(self) -> None:
@@ -392,7 +392,8 @@ class AcknowledgeAndTrim(Scenario):
         with tb.TensorBlob.open(self.path, "a", shared=True, timeout_s=WAIT_S) as peer:
             assert peer._writer is not None
             retainer = Retainer((), is_shared=True)
-            retainer.dir_fd, peer._writer.keep_from = peer._writer.dir_fd, retainer.keep_from
+            retainer.watch(peer._writer.dir_fd)
+            peer._writer.keep_from = retainer.keep_from
             peer.write(rows(50))
             peer.write(rows(51))
 
@@ -595,7 +596,7 @@ def _always(*args: object, **options: object) -> bool:
 
 
 @contextlib.contextmanager
-def _unlocked(fd: int) -> Iterator[None]:
+def _unlocked(fd: int, what: str, timeout_s: float | None = None) -> Iterator[None]:
     yield
 
 
@@ -610,20 +611,18 @@ def _ignores_pins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "try_lock", try_lock)
 
 
-class _AllLinked:
-    """`os`, but every file still has its name."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def fstat(self, fd: int) -> Any:
-        found = os.fstat(fd)
-        return SimpleNamespace(st_nlink=1, st_dev=found.st_dev, st_ino=found.st_ino)
-
-
 def _pins_and_does_not_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tensorblob.manifest.Log._is_superseded", _never)
-    monkeypatch.setattr("tensorblob.manifest.os", _AllLinked())
+    """The newest generation is pinned, and taken for that, though it may have been removed, and a next one be there."""
+
+    def pin_newest(dir_fd: int) -> tuple[int, manifest.Pin]:
+        while True:
+            generation = manifest.generations(dir_fd)[-1]
+            with contextlib.suppress(FileNotFoundError):
+                pin = manifest.Pin(files.open_file(manifest.manifest_name(generation), dir_fd=dir_fd))
+                files.try_lock(pin.fd, shared=True)
+                return generation, pin
+
+    monkeypatch.setattr(manifest, "pin_newest", pin_newest)
 
 
 MUTANTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
