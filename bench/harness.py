@@ -101,6 +101,7 @@ class Result:
     thrown_away: int = 0
     unit: str = "s"
     unit_nbytes: int | None = None  # given: a race of rates, costs print as GB/s
+    size: int | None = None  # given: a point of a curve of cost against size
 
     @property
     def verdict(self) -> str:
@@ -112,6 +113,25 @@ class Result:
     @property
     def null_holds(self) -> bool:
         return self.null is None or abs(self.null - 1) <= NULL_TOLERANCE
+
+    def show_cost(self, value: float) -> str:
+        """A cost of this result with its unit; all costs of one result come in the same."""
+        if self.unit_nbytes is not None:
+            return f"{self.unit_nbytes / value / 1e9:.3g} GB/s"
+        if self.unit != "s":
+            return f"{value:.4g} {self.unit}"
+        scale, unit = next((s, u) for s, u in SCALES if self.cost.median * s >= 1 or u == "ns")
+        return f"{value * scale:.3g} {unit}"
+
+    def show_costs(self) -> str:
+        """Median (best to worst of what was measured)."""
+        low, high = (self.cost.high, self.cost.low) if self.unit_nbytes else (self.cost.low, self.cost.high)
+        median = self.show_cost(self.cost.median)
+        return median if low == high else f"{median} ({self.show_cost(low).split()[0]}–{self.show_cost(high)})"
+
+    def show_ratios(self) -> str:
+        low, median, high = (f"{ratio:.2f}" for ratio in (self.ratio.low, self.ratio.median, self.ratio.high))
+        return median if self.ratio.low == self.ratio.high else f"{median} ({low}–{high})"
 
 
 SCALES = ((1.0, "s"), (1e3, "ms"), (1e6, "µs"), (1e9, "ns"))
@@ -134,29 +154,15 @@ def print_line(cells: Iterable[str]) -> None:
 
 
 def print_result(result: Result) -> None:
-    def cost(value: float) -> str:
-        if result.unit_nbytes is not None:
-            return f"{result.unit_nbytes / value / 1e9:.3g} GB/s"
-        if result.unit != "s":
-            return f"{value:.4g} {result.unit}"
-        scale, unit = next((s, u) for s, u in SCALES if result.cost.median * s >= 1 or u == "ns")
-        return f"{value * scale:.3g} {unit}"
-
-    def spread(value: Spread, show: Callable[[float], str]) -> str:
-        if value.low == value.high:
-            return show(value.median)
-        low, high = (value.high, value.low) if show is cost and result.unit_nbytes else (value.low, value.high)
-        return f"{show(value.median)} ({show(low).split()[0]}–{show(high)})"
-
     null = "" if result.null is None else f"{result.null:.2f}" + ("" if result.null_holds else "!")
     print_line(
         (
             result.workload,
             result.contender,
-            spread(result.cost, cost),
+            result.show_costs(),
             result.limit,
-            cost(result.limit_cost.median),
-            spread(result.ratio, lambda ratio: f"{ratio:.2f}"),
+            result.show_cost(result.limit_cost.median),
+            result.show_ratios(),
             str(result.target or ""),
             result.verdict,
             null,
@@ -174,6 +180,7 @@ class Bench:
     repetitions: int = 9
     profile: bool = False
     results: list[Result] = field(default_factory=list)
+    show: Callable[[Result], None] = print_result
 
     def race(
         self,
@@ -182,6 +189,7 @@ class Bench:
         *contenders: Contender,
         unit_nbytes: int | None = None,
         repetitions: int | None = None,
+        size: int | None = None,
     ) -> None:
         """Race the contenders against the limit and record one result for each."""
         wanted = repetitions or self.repetitions
@@ -221,6 +229,7 @@ class Bench:
                     len(kept),
                     thrown_away,
                     unit_nbytes=unit_nbytes,
+                    size=size,
                 )
             )
         if self.profile:
@@ -250,7 +259,7 @@ class Bench:
 
     def record(self, result: Result) -> None:
         self.results.append(result)
-        print_result(result)
+        self.show(result)
 
     @contextmanager
     def fresh_directory(self, name: str) -> Iterator[Path]:
@@ -341,6 +350,12 @@ def machine(directory: Path) -> dict[str, Any]:
     }
 
 
+def write_json(path: Path, bench: Bench, about: dict[str, Any], **more: Any) -> None:
+    results = [asdict(result) | {"verdict": result.verdict} for result in bench.results]
+    dump = {"machine": about, "full": bench.full, **more, "results": results}
+    path.write_text(json.dumps(dump, indent=1, ensure_ascii=False) + "\n")
+
+
 def run(
     workloads: dict[str, Callable[[Bench], None]],
     names: Sequence[str],
@@ -364,10 +379,5 @@ def run(
         reached = f"{result.ratio.median:.2f} × {result.limit}"
         print(f"  missed: {result.workload}, {result.contender}: {reached}, target {result.target}")
     if json_path is not None:
-        dump = {
-            "machine": about,
-            "full": bench.full,
-            "results": [asdict(r) | {"verdict": r.verdict} for r in bench.results],
-        }
-        json_path.write_text(json.dumps(dump, indent=1, ensure_ascii=False) + "\n")
+        write_json(json_path, bench, about)
     return len(missed)

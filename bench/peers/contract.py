@@ -1,0 +1,65 @@
+"""What a system must do to take part: take rows as torch tensors, and give rows back as torch tensors.
+
+Rows of one array travel as a tensor, rows of several fields as a mapping from field to tensor; the first dimension is
+the row. A `Writer` must make an append visible to another process before it returns, and with `sync=True` safe from a
+power loss as well. A `Reader` gives `row` and `batch` as copies that stay valid; what `chunks` gives may be views. Where a
+library cannot do a thing, it raises `CannotDo` with the reason, which the report prints in place of a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from .jobs import Fields
+
+Rows = torch.Tensor | Mapping[str, torch.Tensor]
+
+
+class CannotDo(Exception):
+    """The library has no call for this; the message says which promise is missing."""
+
+
+class Writer(Protocol):
+    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
+        """Create an empty store; those that cannot grow are given `capacity_rows` and begin again when they are full."""
+
+    def append(self, rows: Rows, /) -> object: ...
+
+    def close(self) -> None: ...
+
+
+class Reader(Protocol):
+    def __init__(self, path: Path, fields: Fields) -> None: ...
+
+    def row(self, index: int, /) -> Rows: ...
+
+    def batch(self, indices: torch.Tensor, /) -> Rows: ...
+
+    def chunks(self, chunk_rows: int, /) -> Iterator[torch.Tensor]:
+        """The rows of one array in order, `chunk_rows` at a time."""
+
+    def close(self) -> None: ...
+
+
+def is_one_array(fields: Fields) -> bool:
+    return list(fields) == ["rows"]
+
+
+def one_array(fields: Fields) -> tuple[str, tuple[int, ...]]:
+    """Dtype and row shape, for a system that keeps one array and no more."""
+    if not is_one_array(fields):
+        raise CannotDo("keeps one array: several fields are several stores, with no commit in common")
+    return fields["rows"]
+
+
+def columns_of(rows: Rows) -> Mapping[str, torch.Tensor]:
+    return {"rows": rows} if isinstance(rows, torch.Tensor) else rows
+
+
+def refuse_sync(sync: bool, reason: str) -> None:
+    if sync:
+        raise CannotDo(reason)

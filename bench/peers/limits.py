@@ -1,0 +1,87 @@
+"""The hardware's own calls: what each system is held against."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from .contract import Fields, Rows, columns_of, is_one_array
+
+NAME = "limit"
+PACKAGES = ("torch",)
+HOW = (
+    "`os.pwrite` at the end of a file a column, space allocated ahead, nothing that says how many rows there are; "
+    "with sync, one `fdatasync` a column. Reads: `index_select` and slices of tensors in memory."
+)
+
+libc = ctypes.CDLL(None)
+libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+FALLOC_FL_KEEP_SIZE = 1
+
+
+class Writer:
+    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
+        path.mkdir()
+        self.sync, self.columns, self.offsets = sync, {}, dict.fromkeys(fields, 0)
+        for name, (dtype, shape) in fields.items():
+            nbytes = torch.empty(shape, dtype=getattr(torch, dtype)).nbytes
+            self.columns[name] = os.open(path / name, os.O_CREAT | os.O_RDWR)
+            libc.fallocate(self.columns[name], FALLOC_FL_KEEP_SIZE, 0, capacity_rows * nbytes)
+        if is_one_array(fields) and not sync:
+            self.fd, self.offset = self.columns["rows"], 0
+            self.append = self._append_one
+
+    def _append_one(self, rows: torch.Tensor) -> None:
+        self.offset += os.pwrite(self.fd, rows.numpy(), self.offset)
+
+    def append(self, rows: Rows) -> None:
+        for name, column in columns_of(rows).items():
+            self.offsets[name] += os.pwrite(self.columns[name], column.numpy(), self.offsets[name])
+        if self.sync:
+            for fd in self.columns.values():
+                os.fdatasync(fd)
+
+    def close(self) -> None:
+        for fd in self.columns.values():
+            os.close(fd)
+
+
+class Reader:
+    def __init__(self, path: Path, fields: Fields) -> None:
+        self.columns = {}
+        for name, (dtype, shape) in fields.items():
+            data = bytearray((path / name).read_bytes())
+            self.columns[name] = torch.frombuffer(data, dtype=getattr(torch, dtype)).view(-1, *shape).clone()
+        self.one = self.columns["rows"] if is_one_array(fields) else None
+
+    def row(self, index: int) -> Rows:
+        if self.one is not None:
+            return self.one[index].clone()
+        return {name: column[index].clone() for name, column in self.columns.items()}
+
+    def batch(self, indices: torch.Tensor) -> Rows:
+        if self.one is not None:
+            return self.one.index_select(0, indices)
+        return {name: column.index_select(0, indices) for name, column in self.columns.items()}
+
+    def chunks(self, chunk_rows: int) -> Iterator[torch.Tensor]:
+        assert self.one is not None
+        for start in range(0, len(self.one), chunk_rows):
+            yield self.one[start : start + chunk_rows]
+
+    def close(self) -> None:
+        pass
+
+
+def open_and_read_last(path: Path, fields: Fields, index: int) -> bytes:
+    """What opening is held against: the system's own open, read of one row, close."""
+    dtype, shape = fields["rows"]
+    nbytes = torch.empty(shape, dtype=getattr(torch, dtype)).nbytes
+    fd = os.open(path / "rows", os.O_RDONLY)
+    data = os.pread(fd, nbytes, index * nbytes)
+    os.close(fd)
+    return data

@@ -1,0 +1,91 @@
+"""LMDB through py-lmdb: a key-value store in one memory-mapped file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import torch
+
+from .contract import Fields, Rows, columns_of, is_one_array
+
+NAME = "LMDB"
+PACKAGES = ("lmdb",)
+HOW = (
+    "Keys in order, `putmulti(append=True)`, one transaction an append (`sync=False` unless asked for). A row is one value, "
+    "its fields side by side. Reads: one read transaction with `buffers=True`, `get`, `getmulti`, a cursor."
+)
+
+
+def record_of(fields: Fields) -> np.dtype:
+    return np.dtype([(name, dtype, tuple(shape)) for name, (dtype, shape) in fields.items()], align=True)
+
+
+class Writer:
+    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
+        self.record = record_of(fields)
+        nbytes = capacity_rows * (2 * self.record.itemsize + 4096 * (self.record.itemsize > 1024)) + (64 << 20)
+        self.env = lmdb.open(str(path), map_size=nbytes, sync=sync)
+        self.one, self.rows = is_one_array(fields), 0
+
+    def append(self, rows: Rows) -> None:
+        if self.one:
+            data = rows.numpy().tobytes()
+        else:
+            packed = np.empty(len(next(iter(rows.values()))), self.record)
+            for name, column in columns_of(rows).items():
+                packed[name] = column.numpy()
+            data = packed.tobytes()
+        size, first = self.record.itemsize, self.rows
+        count = len(data) // size
+        with self.env.begin(write=True) as transaction:
+            if count == 1:
+                transaction.put(first.to_bytes(8, "big"), data, append=True)
+            else:
+                values = memoryview(data)
+                items = [((first + n).to_bytes(8, "big"), values[n * size : (n + 1) * size]) for n in range(count)]
+                transaction.cursor().putmulti(items, append=True)
+        self.rows += count
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class Reader:
+    def __init__(self, path: Path, fields: Fields) -> None:
+        self.env = lmdb.open(str(path), readonly=True)
+        self.transaction = self.env.begin(buffers=True)
+        self.record, self.fields = record_of(fields), fields
+        self.one = is_one_array(fields)
+        if self.one:
+            self.dtype, self.shape = getattr(torch, fields["rows"][0]), fields["rows"][1]
+
+    def _rows(self, data: bytearray) -> Rows:
+        if self.one:
+            return torch.frombuffer(data, dtype=self.dtype).view(-1, *self.shape)
+        packed = np.frombuffer(data, self.record)
+        return {name: torch.from_numpy(np.ascontiguousarray(packed[name])) for name in self.fields}
+
+    def row(self, index: int) -> Rows:
+        rows = self._rows(bytearray(self.transaction.get(index.to_bytes(8, "big"))))
+        return rows[0] if self.one else {name: column[0] for name, column in rows.items()}
+
+    def batch(self, indices: torch.Tensor) -> Rows:
+        keys = [index.to_bytes(8, "big") for index in indices.tolist()]
+        return self._rows(bytearray().join([value for _, value in self.transaction.cursor().getmulti(keys)]))
+
+    def chunks(self, chunk_rows: int) -> Iterator[torch.Tensor]:
+        values = []
+        for value in self.transaction.cursor().iternext(keys=False):
+            values.append(value)
+            if len(values) == chunk_rows:
+                yield self._rows(bytearray().join(values))
+                values = []
+        if values:
+            yield self._rows(bytearray().join(values))
+
+    def close(self) -> None:
+        self.transaction.abort()
+        self.env.close()

@@ -1,0 +1,95 @@
+"""The other end of `worker.py`: a system as the comparison sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import SYSTEMS
+from .jobs import Job
+
+BENCH = Path(__file__).resolve().parent.parent
+PUBLISHED_PYTHON = BENCH.parent / ".venv-bench-published" / "bin" / "python"
+
+
+class Missing(Exception):
+    """This system is not installed here; the message says what is not."""
+
+
+class Refused(Exception):
+    """It cannot do this job, or did it wrong; the message says why."""
+
+
+class System:
+    """A system in a process of its own, which lives as long as the run: libraries are imported once, before any watch."""
+
+    def __init__(self, key: str, threads: int | None) -> None:
+        self.key = key
+        environment = dict(os.environ)
+        python = sys.executable
+        if SYSTEMS.get(key) == "published":
+            python = str(PUBLISHED_PYTHON)
+            environment.pop("PYTHONPATH", None)
+            if not PUBLISHED_PYTHON.exists():
+                raise Missing(f"no {PUBLISHED_PYTHON.relative_to(BENCH.parent)}: `make bench-peers` installs it")
+        elif key == "ours":
+            environment["PYTHONPATH"] = str(BENCH.parent)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        self._process = subprocess.Popen(
+            [python, "-m", "peers.worker", key],
+            cwd=BENCH,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.name, self.versions, self.how = key, {}, ""
+
+    def introduce(self) -> None:
+        """Wait until it has imported its library; raises Missing."""
+        introduction = self._answer()
+        if "missing" in introduction:
+            self.close()
+            raise Missing(introduction["missing"])
+        self.name, self.versions, self.how = (introduction[word] for word in ("name", "versions", "how"))
+
+    def prepare(self, job: Job, directory: Path) -> None:
+        self._ask({"do": "prepare", "job": asdict(job), "directory": str(directory)})
+
+    def repeat(self) -> float:
+        cost: float = self._ask({"do": "repeat"})["cost"]
+        return cost
+
+    def finish(self) -> None:
+        self._ask({"do": "finish"})
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # it ends with its input
+        self._process.wait()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise Refused("its process is gone") from None
+        answer = self._answer()
+        for word in ("cannot", "failed"):
+            if word in answer:
+                raise Refused(f"{word}: {answer[word]}")
+        return answer
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise Refused(f"its process ended: {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer

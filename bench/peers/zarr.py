@@ -1,0 +1,54 @@
+"""Zarr version 3 on a local directory: chunked arrays, a file a chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import zarr
+
+from .contract import Fields, one_array, refuse_sync
+
+NAME = "Zarr v3"
+PACKAGES = ("zarr",)
+HOW = (
+    "`create_array` with chunks of about 1 MiB of whole rows (its documentation asks for 1 MB or more), not compressed; "
+    "`append`. Reads: indexing, `oindex` for batches."
+)
+CHUNK_NBYTES = 1 << 20
+
+
+class Writer:
+    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
+        refuse_sync(sync, "the local store does not sync")
+        dtype, shape = one_array(fields)
+        chunk_rows = max(1, CHUNK_NBYTES // (np.dtype(dtype).itemsize * int(np.prod(shape))))
+        self.array = zarr.create_array(
+            str(path), shape=(0, *shape), chunks=(chunk_rows, *shape), dtype=dtype, compressors=None
+        )
+
+    def append(self, rows: torch.Tensor) -> None:
+        self.array.append(rows.numpy())
+
+    def close(self) -> None:
+        del self.array
+
+
+class Reader:
+    def __init__(self, path: Path, fields: Fields) -> None:
+        self.array = zarr.open_array(str(path), mode="r")
+
+    def row(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.array[index])
+
+    def batch(self, indices: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.array.oindex[indices.numpy()])
+
+    def chunks(self, chunk_rows: int) -> Iterator[torch.Tensor]:
+        for start in range(0, self.array.shape[0], chunk_rows):
+            yield torch.from_numpy(self.array[start : start + chunk_rows])
+
+    def close(self) -> None:
+        del self.array
