@@ -128,7 +128,8 @@ def main() -> int:
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), style="dim")
     warm_memory(min(int(arguments.warm_gib * (1 << 30)), available_nbytes() // 2))
     started = time.perf_counter()
-    bench = Bench(arguments.dir, not arguments.quick, repetitions, show=lambda result: None)
+    patience = 2 if arguments.quick else 3
+    bench = Bench(arguments.dir, not arguments.quick, repetitions, patience=patience, show=lambda result: None)
     chosen = workloads(arguments.quick)
     absent: dict[str, dict[str, str]] = {}
     systems, missing = start(arguments.systems, arguments.threads)

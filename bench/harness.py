@@ -121,7 +121,8 @@ class Result:
         if self.unit != "s":
             return f"{value:.4g} {self.unit}"
         scale, unit = next((s, u) for s, u in SCALES if self.cost.median * s >= 1 or u == "ns")
-        return f"{value * scale:.3g} {unit}"
+        digits = ".3g" if value * scale < 999.5 else ".0f"
+        return f"{value * scale:{digits}} {unit}"
 
     def show_costs(self) -> str:
         """Median (best to worst of what was measured)."""
@@ -180,6 +181,7 @@ class Bench:
     repetitions: int = 9
     profile: bool = False
     results: list[Result] = field(default_factory=list)
+    patience: int = 3  # at most so many times the rounds that are wanted, while the limit does not hold still
     show: Callable[[Result], None] = print_result
 
     def race(
@@ -200,7 +202,7 @@ class Bench:
             entry.repetition()
         gc.collect()
         gc.freeze()  # a collection inside a repetition now only looks at that repetition's objects
-        while len(kept) < wanted and len(rounds) < 3 * wanted:
+        while len(kept) < wanted and len(rounds) < self.patience * wanted:
             costs = [0.0] * len(entries)
             for which in random.sample(range(len(entries)), len(entries)):
                 costs[which] = entries[which].repetition()

@@ -99,6 +99,25 @@ def table_of(results: list[Result]) -> list[str]:
     return lines
 
 
+def glance_of(results: list[Result]) -> list[str]:
+    """Ours beside the best of the others, workload by workload; of a curve, its largest size."""
+    lines = ["| workload | tensorblob | the best of the others | ours / theirs | limit |", "|---|---:|---|---:|---:|"]
+    for workload in workload_titles(results):
+        found = [result for result in results if result.workload == workload]
+        largest = max(result.size or 0 for result in found)
+        found = sorted((r for r in found if (r.size or 0) == largest), key=lambda result: result.cost.median)
+        ours = next((result for result in found if result.contender == OURS), None)
+        other = next((result for result in found if not result.contender.startswith(OURS)), None)
+        if ours is None or other is None:
+            continue
+        title = workload + (f" ({largest:,})" if largest else "")
+        costs = (ours.cost.median, other.cost.median)  # of rates too, these are seconds
+        shown = [ours.show_cost(ours.cost.median), f"{other.contender}: {other.show_cost(other.cost.median)}"]
+        ratio = costs[1] / costs[0] if ours.unit_nbytes else costs[0] / costs[1]
+        lines.append(f"| {title} | {shown[0]} | {shown[1]} | {ratio:.2f} | {ours.show_cost(ours.limit_cost.median)} |")
+    return lines
+
+
 def write_report(json_path: Path) -> list[Path]:
     """Writes RESULTS.md and the plots next to the JSON, and returns their paths."""
     run = json.loads(json_path.read_text())
@@ -117,6 +136,7 @@ def write_report(json_path: Path) -> list[Path]:
         "A ratio is to the limit measured in the same round, and the median of the rounds counts. A row whose limit against",
         "itself did not come out at 1.00 ± 0.03 in that race is on unsteady ground; it is marked under the table.",
     ]
+    lines += ["", "## At a glance", "", *glance_of(results)]
     for workload in workload_titles(results):
         found = [result for result in results if result.workload == workload]
         plot = directory / file_name(workload)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
 from tensorblob import TensorBlob, TensorDB  # the published one
 
 from .contract import Fields, Rows, is_one_array, refuse_sync
@@ -39,7 +40,9 @@ class Writer:
 class Reader:
     def __init__(self, path: Path, fields: Fields) -> None:
         self.blob = (TensorBlob if is_one_array(fields) else TensorDB).open(str(path), "r")
-        self.scalars = [name for name, (_, shape) in fields.items() if not shape]  # it keeps them as rows of one element
+        self.scalars = [
+            name for name, (_, shape) in fields.items() if not shape
+        ]  # it keeps them as rows of one element
         self.row = self.batch = self.blob.__getitem__ if not self.scalars else self._fields
 
     def _fields(self, index: int | torch.Tensor) -> Rows:

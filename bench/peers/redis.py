@@ -36,6 +36,7 @@ class Server:
         if len(str(socket)) > 100:
             raise CannotDo("the path of its socket would be too long")
         options = {"port": "0", "unixsocket": str(socket), "dir": str(path), "save": "", "appendonly": "yes"}
+        options["auto-aof-rewrite-percentage"] = "0"  # no second process while others have their turn
         options["appendfsync"] = "always" if sync else "everysec"
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
         self.process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
