@@ -33,7 +33,7 @@ def slope_of(curve: Iterable[Result]) -> float:
     """The exponent of a power law fitted to the medians: 0 is flat, 1 grows as the rows do."""
     points = [(math.log(result.size or 1), math.log(result.cost.median)) for result in curve]
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    return float(sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points))
 
 
 def file_name(workload: str) -> str:
@@ -67,14 +67,14 @@ def plot_curves(path: Path, workload: str, results: list[Result]) -> None:
     """Cost against size on log axes, a line a system."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for name, curve in curves_of(results).items():
-        sizes, costs = [result.size for result in curve], [result.cost for result in curve]
+        sizes, costs = [result.size or 0 for result in curve], [result.cost for result in curve]
         width = 2.5 if name == OURS else 1.2
         line = axes.plot(
             sizes, [c.median for c in costs], "o-", label=name, linewidth=width, color=COLOURS.get(name), markersize=4
         )
         colour = line[0].get_color()
         axes.fill_between(sizes, [c.low for c in costs], [c.high for c in costs], alpha=0.12, color=colour)
-    limits = {result.size: result.limit_cost.median for result in results}
+    limits = {result.size or 0: result.limit_cost.median for result in results}
     axes.plot(list(limits), list(limits.values()), "k--", label=results[0].limit, linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds")
     axes.set_title(workload, loc="left")
@@ -101,7 +101,10 @@ def table_of(results: list[Result]) -> list[str]:
 
 def glance_of(results: list[Result]) -> list[str]:
     """Ours beside the best of the others, workload by workload; of a curve, its largest size."""
-    lines = ["| workload | tensorblob | the best of the others | ours / theirs | limit |", "|---|---:|---|---:|---:|"]
+    lines = [
+        "| workload | tensorblob | the best of the others | ours is × as fast | limit |",
+        "|---|---:|---|---:|---:|",
+    ]
     for workload in workload_titles(results):
         found = [result for result in results if result.workload == workload]
         largest = max(result.size or 0 for result in found)
@@ -111,9 +114,8 @@ def glance_of(results: list[Result]) -> list[str]:
         if ours is None or other is None:
             continue
         title = workload + (f" ({largest:,})" if largest else "")
-        costs = (ours.cost.median, other.cost.median)  # of rates too, these are seconds
         shown = [ours.show_cost(ours.cost.median), f"{other.contender}: {other.show_cost(other.cost.median)}"]
-        ratio = costs[1] / costs[0] if ours.unit_nbytes else costs[0] / costs[1]
+        ratio = other.cost.median / ours.cost.median  # of rates too: they are kept as seconds
         lines.append(f"| {title} | {shown[0]} | {shown[1]} | {ratio:.2f} | {ours.show_cost(ours.limit_cost.median)} |")
     return lines
 
@@ -123,14 +125,13 @@ def write_report(json_path: Path) -> list[Path]:
     run = json.loads(json_path.read_text())
     results = [result_of(values) for values in run["results"]]
     directory, written = json_path.parent, []
-    machine = ", ".join(
-        f"{run['machine'][key]}{unit}"
-        for key, unit in (("system", ""), ("processors", " processors"), ("filesystem", ""), ("load", " load"))
-    )
+    about = run["machine"]
+    load = " to ".join(f"{about[when][0]:.1f}" for when in ("load", "load_after"))
+    machine = f"{about['system']}, {about['processors']} processors, {about['filesystem']}, load {load}"
     lines = [
         "# Side by side",
         "",
-        f"Run of {json_path.stem}: {machine}, Python {run['machine']['python']}.",
+        f"Run of {json_path.stem}: {machine}, Python {about['python']}.",
         f"Written by `bench/compare.py`; all figures are in [{json_path.name}]({json_path.name}).",
         "",
         "A ratio is to the limit measured in the same round, and the median of the rounds counts. A row whose limit against",

@@ -49,7 +49,8 @@ class System:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.name, self.versions, self.how = key, {}, ""
+        self.name, self.how = key, ""
+        self.versions: dict[str, str] = {}
 
     def introduce(self) -> None:
         """Wait until it has imported its library; raises Missing."""

@@ -28,7 +28,8 @@ class Writer:
         self.path = path
         path.mkdir()
         (path / "capacity").write_text(str(capacity_rows))
-        self.buffer = ReplayBuffer(storage=LazyMemmapStorage(capacity_rows, scratch_dir=path / "live"), batch_size=256)
+        storage = LazyMemmapStorage(capacity_rows, scratch_dir=path / "dumped" / "storage")  # where dumps need not copy
+        self.buffer = ReplayBuffer(storage=storage, batch_size=256)
 
     def append(self, rows: Rows) -> None:
         columns = columns_of(rows)
