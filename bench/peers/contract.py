@@ -4,11 +4,20 @@ Rows of one array travel as a tensor, rows of several fields as a mapping from f
 the row. A `Writer` must make an append visible to another process before it returns, and with `sync=True` safe from a
 power loss as well. A `Reader` gives `row` and `batch` as copies that stay valid; what `chunks` gives may be views. Where a
 library cannot do a thing, it raises `CannotDo` with the reason, which the report prints in place of a figure.
+
+A module whose readers see new rows as they come also has one or both of
+
+    def follow(path, fields, ready: Callable[[], object], seen: Callable[[torch.Tensor], bool]) -> None
+    def look(…the same…)
+
+which open a store of one array in another process than the writer's, call `ready`, then `seen` with each row that is new
+until that says True. `follow` sleeps until there is more, by the library's own call; `look` asks all the time, at the price
+of a core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +67,22 @@ def one_array(fields: Fields) -> tuple[str, tuple[int, ...]]:
 
 def columns_of(rows: Rows) -> Mapping[str, torch.Tensor]:
     return {"rows": rows} if isinstance(rows, torch.Tensor) else rows
+
+
+Seen = Callable[[torch.Tensor], bool]
+
+
+def look_all_the_time(
+    count_rows: Callable[[], int], row: Callable[[int], torch.Tensor], ready: Callable[[], object], seen: Seen
+) -> None:
+    """What `look` is, of a library that can say how many rows there are now."""
+    rows = count_rows()
+    ready()
+    while True:
+        if count_rows() > rows:
+            rows += 1
+            if seen(row(rows - 1)):
+                return
 
 
 def refuse_sync(sync: bool, reason: str) -> None:

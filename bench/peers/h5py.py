@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 
-from .contract import Fields, Rows, columns_of, is_one_array
+from .contract import Fields, Rows, Seen, columns_of, is_one_array, look_all_the_time
 
 NAME = "h5py (SWMR)"
 PACKAGES = ("h5py",)
@@ -70,3 +70,14 @@ class Reader:
 
     def close(self) -> None:
         self.file.close()
+
+
+def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
+    with h5py.File(path, "r", libver="latest", swmr=True) as file:
+        dataset = file["rows"]
+
+        def count_rows() -> int:
+            dataset.refresh()
+            return len(dataset)
+
+        look_all_the_time(count_rows, lambda index: torch.from_numpy(dataset[index]), ready, seen)

@@ -10,6 +10,7 @@ BULK_ROWS = 8192
 Fields = dict[str, tuple[str, tuple[int, ...]]]
 WIDE: Fields = {"rows": ("float32", (768,))}
 SMALL: Fields = {"rows": ("float32", (16,))}
+CLOCK: Fields = {"rows": ("float64", (8,))}
 ATARI: Fields = {
     "observation": ("uint8", (4, 84, 84)),
     "action": ("int64", ()),
@@ -20,7 +21,7 @@ ATARI: Fields = {
 
 @dataclass(frozen=True)
 class Job:
-    """Append, bulk (append all `rows` to an empty store), scan, row, batch or open, on a store that has `rows` rows."""
+    """Append, bulk (append all `rows` to an empty store), scan, row, batch, open, follow or look; with `rows` rows there."""
 
     kind: str
     fields: Fields
@@ -63,6 +64,10 @@ def workloads(quick: bool) -> dict[str, Workload]:
         "torchrl": "has no opening: `loads` copies all of it",
     }
 
+    reopened = "a reader opens it anew to see more, and may find a file that is just being rewritten"
+    not_looked = dict.fromkeys(("mmap_ninja", "published", "zarr"), reopened)
+    not_looked["torchrl"] = "another process does not see the live buffer"
+
     def job(kind: str, fields: Fields, rows: int = 0, batch_rows: int = 1, sync: bool = False, most: int = 3000) -> Job:
         return Job(kind, fields, rows, batch_rows, sync, most, budget_s)
 
@@ -89,6 +94,18 @@ def workloads(quick: bool) -> dict[str, Workload]:
         "atari-append": append("append 1 Atari step (4 fields)", ATARI, 1, most=500),
         "atari-batch": Workload(
             "random batch of 256 Atari steps", select, {atari_rows: job("batch", ATARI, atari_rows, 256)}
+        ),
+        "follow": Workload(
+            "append → seen by a process that sleeps",
+            "a busy fstat",
+            {0: job("follow", CLOCK, 10, most=20 if quick else 100)},
+            without=not_looked | dict.fromkeys(("lmdb", "h5py", "tensordict", "lance"), "no call that waits for rows"),
+        ),
+        "look": Workload(
+            "append → seen by a process that looks all the time",
+            "a busy fstat",
+            {0: job("look", CLOCK, 10, most=20 if quick else 100)},
+            without=not_looked | {"redis": "has a call that waits, and is used with it"},
         ),
         "append-grown": Workload(
             "append 1 row of 64 bytes, by rows there", pwrite, {n: job("append", SMALL, n, most=3000) for n in sizes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lance
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .contract import Fields, one_array, refuse_sync
+from .contract import Fields, Seen, look_all_the_time, one_array, refuse_sync
 
 NAME = "Lance"
 PACKAGES = ("pylance", "pyarrow")
@@ -59,3 +59,16 @@ class Reader:
 
     def close(self) -> None:
         del self.dataset
+
+
+def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
+    dataset = lance.dataset(str(path))
+
+    def count_rows() -> int:
+        dataset.checkout_latest()
+        return dataset.count_rows()
+
+    def row(index: int) -> torch.Tensor:
+        return torch.from_dlpack(dataset.take([index])["rows"].combine_chunks().flatten())
+
+    look_all_the_time(count_rows, row, ready, seen)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
 import numpy as np
 import torch
 
-from .contract import Fields, Rows, columns_of, is_one_array
+from .contract import Fields, Rows, Seen, columns_of, is_one_array, look_all_the_time
 
 NAME = "LMDB"
 PACKAGES = ("lmdb",)
@@ -89,3 +89,18 @@ class Reader:
     def close(self) -> None:
         self.transaction.abort()
         self.env.close()
+
+
+def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
+    with lmdb.open(str(path), readonly=True) as env:
+
+        def count_rows() -> int:
+            with env.begin() as transaction:
+                return int(transaction.stat()["entries"])
+
+        def row(index: int) -> torch.Tensor:
+            with env.begin() as transaction:
+                data = transaction.get(index.to_bytes(8, "big"))
+            return torch.frombuffer(bytearray(data), dtype=getattr(torch, fields["rows"][0]))
+
+        look_all_the_time(count_rows, row, ready, seen)

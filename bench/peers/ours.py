@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import anyio
 import torch
 
 import tensorblob as tb
 
-from .contract import Fields, is_one_array
+from .contract import Fields, Seen, is_one_array, look_all_the_time
 
 NAME = "tensorblob"
 PACKAGES = ("tensordict", "torch")
 HOW = (
     "`TensorBlob.open(…, 'w')` and `write`, which commits with checksums; sync: `durability='power'`. Reads: `blob[i]`, "
-    "`gather`, views."
+    "`gather`, views; another process follows with `open_reader` and `follow`, which sleeps until there is more."
 )
 
 
@@ -42,3 +43,25 @@ class Reader:
 
     def close(self) -> None:
         self.blob.close()
+
+
+def follow(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
+    async def run() -> None:
+        async with tb.open_reader(path) as reader:
+            follower = reader.follow(start="now")
+            ready()
+            async for batch in follower:
+                if any(seen(row) for row in batch):
+                    return
+
+    anyio.run(run)
+
+
+def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
+    with tb.TensorBlob.open(path) as blob:
+
+        def count_rows() -> int:
+            blob.refresh()
+            return len(blob)
+
+        look_all_the_time(count_rows, blob.__getitem__, ready, seen)

@@ -24,6 +24,10 @@ class Missing(Exception):
 class Refused(Exception):
     """It cannot do this job, or did it wrong; the message says why."""
 
+    def __init__(self, system: System, reason: str) -> None:
+        super().__init__(reason)
+        self.system = system
+
 
 class System:
     """A system in a process of its own, which lives as long as the run: libraries are imported once, before any watch."""
@@ -81,16 +85,16 @@ class System:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise Refused("its process is gone") from None
+            raise Refused(self, "its process is gone") from None
         answer = self._answer()
         for word in ("cannot", "failed"):
             if word in answer:
-                raise Refused(f"{word}: {answer[word]}")
+                raise Refused(self, f"{word}: {answer[word]}")
         return answer
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
-            raise Refused(f"its process ended: {self._process.wait()}")
+            raise Refused(self, f"its process ended: {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer

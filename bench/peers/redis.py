@@ -6,13 +6,13 @@ import atexit
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import redis
 import torch
 
-from .contract import CannotDo, Fields, one_array
+from .contract import CannotDo, Fields, Seen, one_array
 
 if shutil.which("redis-server") is None:
     raise ModuleNotFoundError("no redis-server on this machine")
@@ -21,7 +21,8 @@ NAME = "Redis stream"
 PACKAGES = ("redis",)
 HOW = (
     "A server of its own behind a unix socket, `appendonly yes`, `appendfsync everysec` (sync: `always`). `XADD` of each "
-    "row under its number, more than one in a pipeline; reads: `XRANGE`, batches in a pipeline."
+    "row under its number, more than one in a pipeline; reads: `XRANGE`, batches in a pipeline; another process waits in "
+    "`XREAD`."
 )
 
 
@@ -96,3 +97,16 @@ class Reader(Server):
         while entries := self.client.xrange("rows", f"{first}-1", "+", count=chunk_rows):
             yield self._rows([fields[b"r"] for _, fields in entries])
             first += len(entries)
+
+
+def follow(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
+    client = redis.Redis(unix_socket_path=str(path / "s"))
+    last = client.xinfo_stream("rows")["last-generated-id"]
+    ready()
+    while True:
+        for _, entries in client.xread({"rows": last}, block=0):
+            for key, row in entries:
+                last = key
+                if seen(torch.frombuffer(bytearray(row[b"r"]), dtype=getattr(torch, fields["rows"][0]))):
+                    client.close()
+                    return

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from tensordict import MemoryMappedTensor, TensorDict
 
-from .contract import Fields, Rows, is_one_array, refuse_sync
+from .contract import Fields, Rows, Seen, is_one_array, look_all_the_time, refuse_sync
 
 NAME = "tensordict memmap"
 PACKAGES = ("tensordict", "torch")
@@ -70,3 +70,11 @@ class Reader:
 
     def close(self) -> None:
         del self.data, self.batch
+
+
+def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
+    dtype, shape = fields["rows"]
+    size = torch.Size((int((path / "capacity").read_text()), *shape))
+    data = MemoryMappedTensor.from_filename(path / "rows", dtype=getattr(torch, dtype), shape=size)
+    count = MemoryMappedTensor.from_filename(path / "count", dtype=torch.int64, shape=torch.Size([1]))
+    look_all_the_time(lambda: int(count), data.__getitem__, ready, seen)

@@ -22,6 +22,8 @@ import json
 import os
 import random
 import shutil
+import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -35,6 +37,8 @@ from harness import mean_cost
 
 from .contract import CannotDo, Fields, Rows, columns_of, is_one_array
 from .jobs import BULK_ROWS, Job
+
+PAUSE_S = 0.002
 
 
 def made_rows(fields: Fields, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -60,7 +64,8 @@ class Work:
         self.count: int | None = None
         self._check()
         self.writer = self.reader = None
-        if job.kind in ("append", "bulk"):
+        self.follower: subprocess.Popen[str] | None = None
+        if job.kind in ("append", "bulk", "follow", "look"):
             self._prepare_writing()
         else:
             self._prepare_reading()
@@ -97,7 +102,15 @@ class Work:
         if job.kind == "bulk":
             return
         capacity_rows = job.rows + 40 * job.most * job.batch_rows
-        self.writer = self._write(self.directory / "store", job.rows, BULK_ROWS, capacity_rows)
+        path = self.directory / "store"
+        self.writer = self._write(path, job.rows, BULK_ROWS, capacity_rows)
+        if job.kind in ("follow", "look"):
+            if not hasattr(self.system, job.kind):
+                raise CannotDo(f"nothing to {job.kind} with")
+            name = self.system.__name__.split(".")[-1]
+            command = [sys.executable, "-m", "peers.follower", name, job.kind, str(path)]
+            self.follower = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            return
         self.call, self.inputs = self.writer.append, [self._slice(0, job.batch_rows)] * job.most
 
     def _prepare_reading(self) -> None:
@@ -131,6 +144,8 @@ class Work:
             return self._bulk()
         if self.job.kind == "scan":
             return self._scan()
+        if self.follower is not None:
+            return self._seen_after()
         if self.count is None:
             self.count = how_many(self.call, self.inputs, self.job.budget_s)
         return mean_cost(self.call, self.inputs[: self.count])()
@@ -158,7 +173,25 @@ class Work:
         assert rows == self.job.rows, f"a scan of {rows} rows"
         return seconds
 
+    def _seen_after(self) -> float:
+        """The median of how long after the beginning of its append each row was seen; one at a time, after a pause."""
+        assert self.follower is not None and self.follower.stdin is not None and self.follower.stdout is not None
+        self.follower.stdin.write(f"{self.job.most}\n")
+        self.follower.stdin.flush()
+        if self.follower.stdout.readline() != "ready\n":
+            raise RuntimeError("the follower ended before it began")
+        delays_s = []
+        for _ in range(self.job.most):
+            time.sleep(PAUSE_S)
+            self.writer.append(torch.full((1, 8), time.monotonic(), dtype=torch.float64))
+            if not (answer := self.follower.stdout.readline()):
+                raise RuntimeError("the follower did not see a row")
+            delays_s.append(float(answer))
+        return statistics.median(delays_s)
+
     def finish(self) -> None:
+        if self.follower is not None:
+            self.follower.communicate()  # it ends with its input
         for store in (self.writer, self.reader):
             if store is not None:
                 store.close()
