@@ -79,7 +79,8 @@ def race(bench: Bench, workload: Workload, size: int, job: Job, systems: dict[st
             except Refused as reason:  # it fell on the way: the others race again without it
                 absent[reason.system.name] = str(reason)
                 racing.remove(reason.system)
-                assert systems[LIMIT] in racing, f"the limit failed: {reason}"
+                if reason.system.key == LIMIT:
+                    raise
         for system in racing:
             try:
                 system.finish()
@@ -157,7 +158,10 @@ def main() -> int:
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{datetime.date.today().isoformat()}.json"
         about["load_after"] = os.getloadavg()
-        used = {system.name: {"versions": system.versions, "how": system.how} for system in systems.values()}
+        used = {
+            system.name: {"versions": system.versions, "how": system.how, "gives_up": system.gives_up}
+            for system in systems.values()
+        }
         write_json(path, bench, about, systems=used, missing=missing, absent=absent, threads=arguments.threads)
         for written in (path, *write_report(path)):
             console.print(f"wrote {written}")

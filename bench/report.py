@@ -157,6 +157,7 @@ def write_report(json_path: Path) -> list[Path]:
     for name, system in run["systems"].items():
         versions = ", ".join(f"{package} {version}" for package, version in system["versions"].items())
         lines.append(f"- **{name}** ({versions}): {system['how']}")
+        lines += [f"  *Gives up:* {system['gives_up']}"] if system["gives_up"] else []
     lines += [f"- **{name}**: not measured: {reason}" for name, reason in run["missing"].items()]
     results_path = directory / "RESULTS.md"
     results_path.write_text("\n".join(lines) + "\n")

@@ -19,6 +19,7 @@ HOW = (
     "`resize`, assign, `flush`, by which SWMR readers see it; sync: `fsync` of the file. Batches: sorted unique indices, "
     "as h5py asks."
 )
+GIVES_UP = "one commit for several fields, rows that are views; after a crash a flag may have to be cleared by a tool."
 CHUNK_NBYTES = 128 << 10
 
 

@@ -18,6 +18,7 @@ HOW = (
     "Rows as a fixed-size list; `lance.write_dataset(mode='append')`, a version an append. Reads: `take`, `to_batches`; "
     "Arrow's memory is handed to torch without a copy."
 )
+GIVES_UP = "small appends: each makes files and a version, which are compacted later."
 
 
 class Writer:

@@ -17,6 +17,7 @@ HOW = (
     "Keys in order, `putmulti(append=True)`, one transaction an append (`sync=False` unless asked for). A row is one value, "
     "its fields side by side. Reads: one read transaction with `buffers=True`, `get`, `getmulti`, a cursor."
 )
+GIVES_UP = "rows that lie side by side (a scan or a batch copies them one by one), growth beyond `map_size`."
 
 
 def record_of(fields: Fields) -> np.dtype:

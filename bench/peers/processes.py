@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class System:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.name, self.how = key, ""
+        self.name, self.how, self.gives_up = key, "", ""
         self.versions: dict[str, str] = {}
 
     def introduce(self) -> None:
@@ -62,7 +63,8 @@ class System:
         if "missing" in introduction:
             self.close()
             raise Missing(introduction["missing"])
-        self.name, self.versions, self.how = (introduction[word] for word in ("name", "versions", "how"))
+        self.name, self.versions = introduction["name"], introduction["versions"]
+        self.how, self.gives_up = introduction["how"], introduction["gives_up"]
 
     def prepare(self, job: Job, directory: Path) -> None:
         self._ask({"do": "prepare", "job": asdict(job), "directory": str(directory)})
@@ -76,7 +78,8 @@ class System:
 
     def close(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()  # it ends with its input
+        with suppress(BrokenPipeError):  # it is gone already
+            self._process.stdin.close()  # it ends with its input
         self._process.wait()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if not version("tensorblob").startswith("0.3."):
 NAME = "tensorblob 0.3.0"
 PACKAGES = ("tensorblob", "tensordict", "torch")
 HOW = "`write`, then `flush`, which rewrites the status file that readers open by; `TensorDB` for several fields."
+GIVES_UP = "a commit that a crash cannot tear (the status file is rewritten in place), checksums, sync."
 
 
 class Writer:

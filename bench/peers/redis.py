@@ -24,6 +24,7 @@ HOW = (
     "row under its number, more than one in a pipeline; reads: `XRANGE`, batches in a pipeline; another process waits in "
     "`XREAD`."
 )
+GIVES_UP = "room: all rows are in the server's memory, and each read is a message; `everysec` may lose a second."
 
 
 class Server:

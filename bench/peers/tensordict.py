@@ -16,6 +16,7 @@ HOW = (
     "`MemoryMappedTensor.empty` of the full capacity (several fields: `TensorDict.memmap_like`), assigned to by slices. It "
     "does not grow, so a second mapped tensor of one element says how many rows are there: that is all its commit is."
 )
+GIVES_UP = "growth, and a commit: rows and count may reach the disk in any order; no checksums, no sync."
 
 
 class Writer:

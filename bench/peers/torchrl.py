@@ -20,6 +20,7 @@ HOW = (
     "`ReplayBuffer(storage=LazyMemmapStorage(capacity, scratch_dir=…))` and `extend` with TensorDicts: a ring of fixed "
     "capacity. Reads: `buffer[indices]` of one restored by `loads`; others see what `dumps` left, not the live buffer."
 )
+GIVES_UP = "growth beyond its capacity, readers in other processes, a commit; after a crash there is what `dumps` left."
 
 
 class Writer:

@@ -211,7 +211,8 @@ def introduction(name: str) -> tuple[Any, dict[str, Any]]:
     except ImportError as error:
         return None, {"missing": str(error)}
     versions = {package: importlib.metadata.version(package) for package in system.PACKAGES}
-    return system, {"name": system.NAME, "versions": versions, "how": system.HOW}
+    gives_up = getattr(system, "GIVES_UP", "")
+    return system, {"name": system.NAME, "versions": versions, "how": system.HOW, "gives_up": gives_up}
 
 
 def serve(name: str) -> None:

@@ -17,6 +17,7 @@ HOW = (
     "`create_array` with chunks of about 1 MiB of whole rows (its documentation asks for 1 MB or more), not compressed; "
     "`append`. Reads: indexing, `oindex` for batches."
 )
+GIVES_UP = "small appends (the last chunk is rewritten), a commit for more than one chunk, sync."
 CHUNK_NBYTES = 1 << 20
 
 
