@@ -21,18 +21,18 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/cartpole.py $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-quick: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 # The long versions of the proofs, as long as asked for; each prints its seed. TENSORBLOB_SEED=... repeats a run.
 torture: $(INSTALLED)
 	$(PIP_INSTALL) '.[torture]'
-	TENSORBLOB_CRASH_STATES=$(STATES) $(BIN)/python -m pytest -n $(WORKERS) --timeout=0 tests/crash
-	TENSORBLOB_FAULTS=all TENSORBLOB_KILLS=$(KILLS) TENSORBLOB_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(WORKERS) --timeout=0 \
+	TENSORBLOB_CRASH_STATES=$(STATES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 tests/crash
+	TENSORBLOB_FAULTS=all TENSORBLOB_KILLS=$(KILLS) TENSORBLOB_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 \
 		tests/test_fault_sweep.py tests/test_kill_loop.py tests/test_schedules.py
-	TENSORBLOB_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --timeout=0 tests/test_hostile.py
+	TENSORBLOB_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 tests/test_hostile.py
 	$(BIN)/python tests/fuzz/fuzz_manifest.py -max_total_time=$(FUZZ_S)
 
 lint: $(INSTALLED)
