@@ -9,16 +9,31 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-quick lint typecheck bench clean
+KILLS ?= 5000
+SCHEDULES ?= 2000
+STATES ?= 20000000
+EXAMPLES ?= 2000
+FUZZ_S ?= 600
+
+.PHONY: demo test test-quick torture lint typecheck bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/cartpole.py $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-quick: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+
+# The long versions of the proofs, as long as asked for; each prints its seed. TENSORBLOB_SEED=... repeats a run.
+torture: $(INSTALLED)
+	$(PIP_INSTALL) '.[torture]'
+	TENSORBLOB_CRASH_STATES=$(STATES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 tests/crash
+	TENSORBLOB_FAULTS=all TENSORBLOB_KILLS=$(KILLS) TENSORBLOB_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 \
+		tests/test_fault_sweep.py tests/test_kill_loop.py tests/test_schedules.py
+	TENSORBLOB_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 tests/test_hostile.py
+	$(BIN)/python tests/fuzz/fuzz_manifest.py -max_total_time=$(FUZZ_S)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check

@@ -30,7 +30,7 @@ import anyio.lowlevel
 
 from tensorblob.blob import TensorBlob, append_to
 from tensorblob.edit import Finish, Key, Note, Op
-from tensorblob.errors import BlobClosed, OutcomeUnknown
+from tensorblob.errors import BlobClosed, OutcomeUnknown, WriterBusy
 from tensorblob.flow import LagGate, Retainer
 from tensorblob.growth import Part, Rows
 from tensorblob.limiter import RateLimiter
@@ -300,7 +300,11 @@ class AsyncWriter:
         if self._outside or not self._has_room(pending) or self._gate.would_wait():
             raise anyio.WouldBlock
         if self.limit is not None:
-            if not self.limit.try_insert(pending.count):
+            try:
+                is_admitted = self.limit.try_insert(pending.count)
+            except WriterBusy:
+                is_admitted = False
+            if not is_admitted:
                 raise anyio.WouldBlock
             pending.is_counted = True
         pending.copy()

@@ -179,9 +179,12 @@ def _open_regular(path: str, flags: int, dir_fd: int | None) -> int:
         if error.errno not in _NO_FILE:
             raise
         raise Corrupt(f"Not a regular file: {error.strerror}", path=path_of(dir_fd, path)) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Corrupt("Not a regular file", path=path_of(dir_fd, path))
+    except BaseException:
         os.close(fd)
-        raise Corrupt("Not a regular file", path=path_of(dir_fd, path))
+        raise
     return fd
 
 

@@ -193,9 +193,9 @@ class Follower:
         return self._end(snapshot) - self.stop >= min(count, self._most_rows(snapshot))
 
     def _most_rows(self, snapshot: Snapshot) -> int:
-        """How many rows the blob ever holds, if it is a ring, which it may become."""
+        """How many rows one may wait for, if the blob is a ring (which it may become): half of it, or they are trimmed."""
         most_rows = snapshot.retention.most_rows(self._reader.blob.schema.row_nbytes)
-        return sys.maxsize if most_rows is None else max(most_rows, 1)
+        return sys.maxsize if most_rows is None else max(most_rows // 2, 1)
 
     def _most_lag_rows(self) -> int:
         """How far a writer that waits for this cursor lets it fall behind: it would never see a longer batch."""

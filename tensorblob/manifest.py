@@ -61,9 +61,13 @@ def pin_newest(dir_fd: int) -> tuple[int, Pin]:
             pin = Pin(files.open_file(manifest_name(generation), dir_fd=dir_fd))
         except FileNotFoundError:
             continue  # superseded and removed since it was listed
-        is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
-        if is_pinned and not files.exists(manifest_name(generation + 1), dir_fd=dir_fd):
-            return generation, pin
+        try:
+            is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
+            if is_pinned and not files.exists(manifest_name(generation + 1), dir_fd=dir_fd):
+                return generation, pin
+        except BaseException:
+            pin.close()
+            raise
         pin.close()  # a writer is removing it, or has moved on: start over
 
 

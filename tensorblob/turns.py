@@ -10,6 +10,7 @@ Nobody waits for a turn for ever: a peer may have been stopped in the middle of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -41,12 +42,12 @@ class Turns:
         """Keeps the threads of this process apart; whoever has the turn has this, too."""
         self._depth = 0
         self._writer_fd = files.share_writer_lock(os.path.join(path, "writer.lock"), timeout_s)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, self._writer_fd)
             self._fd = files.open_for_append("commit.lock", dir_fd=dir_fd)
-        except BaseException:
-            os.close(self._writer_fd)
-            raise
-        self._lock = TimedLock(self._fd)
+            undo.callback(os.close, self._fd)
+            self._lock = TimedLock(self._fd)
+            undo.pop_all()
         forks.own(self)
 
     def __enter__(self) -> None:

@@ -17,7 +17,13 @@ for _byte in range(256):
         _byte = _byte >> 1 ^ (0x82F63B78 if _byte & 1 else 0)
     _TABLE.append(_byte)
 
-ITEM_NBYTES = {"float32": 4, "int32": 4, "int64": 8, "uint8": 1, "bool": 1}
+ITEM_NBYTES = {
+    **dict.fromkeys(("bool", "int8", "uint8", "float8_e4m3fn", "float8_e5m2"), 1),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
+    **dict.fromkeys(("int32", "uint32", "float32", "complex32"), 4),
+    **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 8),
+    "complex128": 16,
+}
 
 
 def crc32c(data: bytes, crc: int = 0) -> int:

@@ -31,7 +31,7 @@ from tensorblob.cursors import Cursor, read_position
 from tensorblob.limiter import MinSize
 from tensorblob.reader import open_store
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if "TENSORBLOB_FUZZ_EXAMPLES" in os.environ else 120)]
 
 EXAMPLES = int(os.environ.get("TENSORBLOB_FUZZ_EXAMPLES", "40"))
 SEED = int(os.environ.get("TENSORBLOB_FUZZ_SEED", "1"))

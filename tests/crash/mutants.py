@@ -702,8 +702,8 @@ MUTANTS = (
         "readers do not pin",
         "manifest.py",
         """
--        is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
-+        is_pinned = os.fstat(pin.fd).st_nlink > 0
+-            is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
++            is_pinned = os.fstat(pin.fd).st_nlink > 0
 """,
         tests=("crash/test_locks.py",),
     ),
@@ -711,8 +711,8 @@ MUTANTS = (
         "a generation that was removed is pinned",
         "manifest.py",
         """
--        is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
-+        is_pinned = files.try_lock(pin.fd, shared=True)
+-            is_pinned = files.try_lock(pin.fd, shared=True) and os.fstat(pin.fd).st_nlink > 0
++            is_pinned = files.try_lock(pin.fd, shared=True)
 """,
         tests=("crash/test_locks.py::test_a_generation_that_ends_before_it_is_pinned_is_not_read",),
     ),
@@ -720,8 +720,8 @@ MUTANTS = (
         "a generation that was superseded is pinned",
         "manifest.py",
         """
--        if is_pinned and not files.exists(manifest_name(generation + 1), dir_fd=dir_fd):
-+        if is_pinned:
+-            if is_pinned and not files.exists(manifest_name(generation + 1), dir_fd=dir_fd):
++            if is_pinned:
 """,
         tests=("crash/test_locks.py::test_a_generation_that_ends_before_it_is_pinned_is_not_read",),
     ),
@@ -1068,7 +1068,7 @@ MUTANTS = (
         "rows are let in by a limiter without its lock",
         "limiter.py",
         """
--        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
+-        with self._locked():
 +        if True:
              counts = self._read()
              if count and not self._may_insert(counts, count):
@@ -1079,8 +1079,8 @@ MUTANTS = (
         "rows are counted as inserted without the lock",
         "limiter.py",
         """
--        with contextlib.suppress(OSError), files.locked(self._fd, f"the limiter {self.rule.name!r}"):
-+        with contextlib.suppress(OSError):
+-            with contextlib.suppress(OSError), self._locked():
++            with contextlib.suppress(OSError):
 """,
         tests=("crash/test_locks.py",),
     ),
@@ -1088,10 +1088,10 @@ MUTANTS = (
         "rows are counted as sampled without the lock",
         "limiter.py",
         """
--        with files.locked(self._fd, f"the limiter {self.rule.name!r}"):
+-        with self._locked():
 +        if True:
              counts = self._read()
-             if count > 0 and not self.rule.may_sample(counts.inserted, counts.sampled, count):
+             if not self.rule.may_sample(counts.inserted, counts.sampled, count):
 """,
         tests=("crash/test_locks.py",),
     ),
@@ -1136,8 +1136,8 @@ MUTANTS = (
         "turns are not taken",
         "turns.py",
         """
--                if not self._lock.acquire(self._timeout_s):
-+                if False:
+-                self._wait()
++                pass
 """,
         tests=("crash/test_locks.py",),
     ),
