@@ -17,7 +17,7 @@ HOW = (
     "`numpy.from_ndarray`, then `extend`, which appends to the file and rewrites the one that holds the shape; "
     "a reader opens anew to see more. Reads: NumPy indexing of the map."
 )
-GIVES_UP = "one array, no commit (the shape is rewritten in place), no checksums, no sync."
+GIVES_UP = "more than one array, a commit (the shape is rewritten in place), checksums, sync."
 
 
 class Writer:
