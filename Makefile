@@ -13,6 +13,7 @@ KILLS ?= 5000
 SCHEDULES ?= 2000
 STATES ?= 20000000
 EXAMPLES ?= 2000
+APPENDS ?= 10000
 FUZZ_S ?= 600
 
 .PHONY: demo test test-quick torture lint typecheck bench clean
@@ -32,6 +33,7 @@ torture: $(INSTALLED)
 	TENSORBLOB_CRASH_STATES=$(STATES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 tests/crash
 	TENSORBLOB_FAULTS=all TENSORBLOB_KILLS=$(KILLS) TENSORBLOB_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 \
 		tests/test_fault_sweep.py tests/test_kill_loop.py tests/test_schedules.py
+	TENSORBLOB_APPENDS=$(APPENDS) $(BIN)/python -m pytest --timeout=0 tests/test_shared.py -k scale
 	TENSORBLOB_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 tests/test_hostile.py
 	$(BIN)/python tests/fuzz/fuzz_manifest.py -max_total_time=$(FUZZ_S)
 

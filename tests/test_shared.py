@@ -99,6 +99,23 @@ def _watch(connection: Connection, path: Path) -> None:
     connection.send(seen)
 
 
+def _watch_on(connection: Connection, path: Path) -> None:
+    """As `_watch`, of many rows: note what is new in each snapshot, and where that ends."""
+    order: list[tuple[int, int]] = []
+    ends, row = [], 0
+    with tb.TensorBlob.open(path) as blob:
+        while True:
+            is_over = connection.poll(0)
+            if blob.refresh():
+                assert blob.rows >= row and blob.first_row == 0
+                order += appends_in(blob[row:])  # type: ignore[arg-type]
+                row = blob.rows
+                ends.append(len(order))
+            if is_over:
+                break
+    connection.send((order, ends))
+
+
 def _run(path: Path, *jobs: tuple[Any, ...], readers: int = 1) -> tuple[list[Any], list[list[list[tuple[int, int]]]]]:
     """Run jobs at once in processes, and readers beside them; return what the jobs and what the readers say."""
     from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +173,33 @@ def test_staged_and_shared_writers_make_one_order_of_commits(tmp_path: Path, siz
     with tb.TensorBlob.open(path, "a") as blob:
         named = {placed.span.block for column in blob.snapshot.columns for placed in column.placed()}
         assert set(os.listdir(path / "blocks" / "data")) >= named
+
+
+@pytest.mark.slow
+def test_many_writers_and_readers_at_scale_make_one_order_of_commits(tmp_path: Path) -> None:
+    """`TENSORBLOB_APPENDS` says how many appends each shared writer makes."""
+    from concurrent.futures import ThreadPoolExecutor
+    from contextlib import ExitStack
+
+    path = new_blob(tmp_path / "x.blob")
+    appends = int(os.environ.get("TENSORBLOB_APPENDS", "1500"))
+    jobs: list[tuple[Any, ...]] = [(_append_shared, path, who, appends, 8, "process") for who in range(4)]
+    jobs += [(_append_staged, path, 4 + who, max(appends // 50, 1), size) for who, size in enumerate((3, 300))]
+    with ExitStack() as stack, ThreadPoolExecutor(len(jobs)) as pool:
+        watchers = [stack.enter_context(process(_watch_on, path))[0] for _ in range(2)]
+        told = list(pool.map(lambda job: elsewhere(*job), jobs))
+        for watcher in watchers:
+            watcher.send("over")
+        seen = [watcher.recv() for watcher in watchers]
+    check(path, dict(enumerate(told)), [])
+    with tb.TensorBlob.open(path) as blob:
+        order = appends_in(blob[:])  # type: ignore[arg-type]
+    for who in range(len(jobs)):
+        mine = [number for owner, number in order if owner == who]
+        assert who < 4 or mine == sorted(mine), "a producer's own commits keep their order"
+    for noted, ends in seen:
+        assert noted == order[: len(noted)], "each snapshot was a prefix of the one order"
+        assert ends == sorted(ends) and len(ends) > 10
 
 
 @pytest.mark.slow
