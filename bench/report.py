@@ -56,7 +56,7 @@ def plot_bars(path: Path, workload: str, results: list[Result]) -> None:
         )
     axes.axvline(1, color="black", linewidth=1, linestyle="--")
     axes.set_xscale("log")
-    axes.margins(x=0.15)
+    axes.margins(x=0.3)
     axes.set_xlabel(f"× {results[0].limit} ({'higher' if is_rate else 'lower'} is better)")
     axes.set_title(workload, loc="left")
     figure.savefig(path, dpi=120)
