@@ -1,4 +1,4 @@
-# make demo | test | test-quick | lint | typecheck | bench | clean
+# make demo | test | test-quick | torture | lint | typecheck | bench | bench-peers | clean
 #
 # Everything runs in .venv, made by the first target that needs it and brought up to date when pyproject.toml or
 # constraints.txt has changed. Needs nothing but Python 3.11 or newer (PYTHON=... to choose one). ARGS=... goes to the program.
@@ -16,7 +16,11 @@ EXAMPLES ?= 2000
 APPENDS ?= 10000
 FUZZ_S ?= 600
 
-.PHONY: demo test test-quick torture lint typecheck bench clean
+PEERS := .venv-bench
+PUBLISHED := .venv-bench-published
+PEER_INSTALL := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-quick torture lint typecheck bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/cartpole.py $(ARGS)
@@ -48,8 +52,12 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/engine.py $(ARGS)
 	$(BIN)/python bench/live.py
 
+# The same work by what one would use instead. Redis needs Debian's redis-server; what is not there is left out by name.
+bench-peers: $(PEERS)/installed $(PUBLISHED)/installed
+	$(PEERS)/bin/python bench/compare.py $(ARGS)
+
 clean:
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist cartpole.png
+	rm -rf .venv .venv-bench .venv-bench-published .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist cartpole.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip: # the last thing that venv makes
@@ -66,4 +74,17 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing into .venv: a minute or two"
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[bench,cli,dev,examples]'
+	@touch $@
+
+$(PEERS)/installed: pyproject.toml constraints.txt bench/peers/requirements.txt | $(BIN)/pip
+	@echo "installing into $(PEERS): a few minutes"
+	@$(BIN)/python -m venv $(PEERS)
+	@$(PEERS)/bin/python $(PEER_INSTALL) hatchling editables
+	@$(PEERS)/bin/python $(PEER_INSTALL) --no-build-isolation --editable '.[bench]' --requirement bench/peers/requirements.txt
+	@touch $@
+
+$(PUBLISHED)/installed: constraints.txt bench/peers/published.txt | $(BIN)/pip
+	@echo "installing into $(PUBLISHED): a minute or two"
+	@$(BIN)/python -m venv $(PUBLISHED)
+	@$(PUBLISHED)/bin/python $(PEER_INSTALL) --requirement bench/peers/published.txt
 	@touch $@
