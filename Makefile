@@ -33,7 +33,7 @@ test-quick: $(INSTALLED)
 
 # The long versions of the proofs, as long as asked for; each prints its seed. TENSORBLOB_SEED=... repeats a run.
 torture: $(INSTALLED)
-	$(PIP_INSTALL) '.[torture]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[torture]'
 	TENSORBLOB_CRASH_STATES=$(STATES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 tests/crash
 	TENSORBLOB_FAULTS=all TENSORBLOB_KILLS=$(KILLS) TENSORBLOB_SCHEDULES=$(SCHEDULES) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --timeout=0 \
 		tests/test_fault_sweep.py tests/test_kill_loop.py tests/test_schedules.py

@@ -400,12 +400,17 @@ def application() -> "typer.Typer":
 
     @app.command(name="recover")
     def salvage(path: Blob, dest: Dest) -> None:
-        """Write the intact rows of a damaged blob to a new place, and say what is missing. The blob stays as it is."""
+        """Write the intact rows of a damaged blob to a new place, and say what is missing; exit code 3 if anything is.
+
+        The blob stays as it is.
+        """
         with explained(), progress_bar("recovering") as on_progress:
             found = recover(path, dest, on_progress=on_progress)
         console = Console()
         for line in _account(found):
             _say(console, line)
+        if not found.is_complete:
+            raise typer.Exit(3)
 
     @app.command()
     def compact(path: Blob, timeout_s: Timeout = 0.0) -> None:

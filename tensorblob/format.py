@@ -158,7 +158,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 import msgspec
 
-from tensorblob.edit import MAX_ROWS, Edit, Op
+from tensorblob.edit import MAX_ROWS, Count, Edit, Op
 from tensorblob.errors import Corrupt, NotABlob, UnsupportedFormat
 from tensorblob.schema import MAX_ASKED_NBYTES, MAX_DIMENSIONS, Field, Schema, check_name, dtype_name
 
@@ -344,6 +344,40 @@ def copy_json(value: dict[str, Any]) -> dict[str, Any]:
     if copied != value:
         raise TypeError("metadata must be a JSON object (string keys; numbers, strings, lists, dicts, booleans, None)")
     return copied
+
+
+class Counts(msgspec.Struct, forbid_unknown_fields=True):
+    """What a limiter counts: rows inserted and sampled, and by producer those that were let in and are not inserted yet;
+    `step` rises with each change.
+    """
+
+    step: Count = 0
+    inserted: Count = 0
+    sampled: Count = 0
+    admitted: dict[str, Count] = msgspec.field(default_factory=dict)
+
+
+COUNTS_NBYTES = 32 << 10
+"""A limiter's file has two places of so many bytes."""
+_decode_counts = msgspec.json.Decoder(Counts).decode
+
+
+def encode_counts(counts: Counts) -> bytes:
+    """Return the line that says `counts`."""
+    text = _encoder.encode(counts)
+    return b"%08x %b\n" % (crc32c(0, text), text)
+
+
+def decode_counts(place: bytes) -> Counts | None:
+    """Return the counts in one place of a limiter's file, or None if none were written there, or not all of them."""
+    line = place.partition(b"\n")[0]
+    if line[:9] != b"%08x " % crc32c(0, line[9:]):
+        return None
+    try:
+        counts = _decode_counts(line[9:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return counts if all(is_producer(name) and len(name) <= 100 for name in counts.admitted) else None
 
 
 def is_producer(name: str) -> bool:

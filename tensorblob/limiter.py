@@ -17,18 +17,16 @@ from contextlib import AbstractContextManager
 
 import anyio
 import anyio.lowlevel
-import msgspec
 
 from tensorblob import files
 from tensorblob.cursors import check_name
 from tensorblob.errors import BlobClosed, WriterBusy
-from tensorblob.format import crc32c
+from tensorblob.format import COUNTS_NBYTES, Counts, decode_counts, encode_counts
 from tensorblob.presence import is_dead
 
 FIRST_POLL_S, LAST_POLL_S, LOOK_S = 0.0005, 0.02, 0.25
 SPIN_S = 0.002
 """So long the counts are waited for on the event loop: others hold them for some twenty microseconds."""
-PLACE_NBYTES = 32 << 10
 
 
 class RateLimiter(ABC):
@@ -57,17 +55,6 @@ class RateLimiter(ABC):
         What was in the blob before the first limiter does not count.
         """
         return Limit(self, dir_fd, producer)
-
-
-class _Counts(msgspec.Struct):
-    """Rows inserted and sampled, and by producer those that were let in and are not inserted yet; `step` rises with each
-    change of them.
-    """
-
-    step: int = 0
-    inserted: int = 0
-    sampled: int = 0
-    admitted: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Limit:
@@ -104,12 +91,12 @@ class Limit:
         counts = self._read()
         return counts.inserted, counts.sampled
 
-    def _read(self) -> _Counts:
-        found = _Counts()  # none yet, or torn by a power loss: they begin again
+    def _read(self) -> Counts:
+        found = Counts()  # none yet, or torn by a power loss: they begin again
         for place in (0, 1):
-            line = files.read_at(self._fd, PLACE_NBYTES, place * PLACE_NBYTES).partition(b"\n")[0]
-            if line[:9] == b"%08x " % crc32c(0, line[9:]):
-                found = max(found, msgspec.json.decode(line[9:], type=_Counts), key=lambda counts: counts.step)
+            said = decode_counts(files.read_at(self._fd, COUNTS_NBYTES, place * COUNTS_NBYTES))
+            if said is not None and said.step >= found.step:
+                found = said
         inserted, given_back, samples = self._unsaid
         if self.has_unsaid:
             found.inserted += inserted
@@ -117,13 +104,14 @@ class Limit:
             found.admitted[self._producer] = max(found.admitted.get(self._producer, 0) - inserted - given_back, 0)
         return found
 
-    def _write(self, counts: _Counts) -> None:
+    def _write(self, counts: Counts) -> None:
         counts.step += 1
         counts.admitted = {producer: count for producer, count in counts.admitted.items() if count}
-        text = msgspec.json.encode(counts)
-        line = b"%08x %b\n" % (crc32c(0, text), text)
-        assert len(line) <= PLACE_NBYTES, "there are not so many producers"
-        files.write_at(self._fd, line, len(line), counts.step % 2 * PLACE_NBYTES)
+        line = encode_counts(counts)
+        if len(line) > COUNTS_NBYTES:
+            counts.admitted = {name: rows for name, rows in counts.admitted.items() if not is_dead(self._dir_fd, name)}
+            line = encode_counts(counts)
+        files.write_at(self._fd, line, len(line), counts.step % 2 * COUNTS_NBYTES)
         self._unsaid = [0, 0, 0]
 
     def _locked(self) -> AbstractContextManager[None]:
@@ -146,7 +134,7 @@ class Limit:
             self._write(counts)
             return True
 
-    def _may_insert(self, counts: _Counts, count: int) -> bool:
+    def _may_insert(self, counts: Counts, count: int) -> bool:
         return self.rule.may_insert(counts.inserted + sum(counts.admitted.values()), counts.sampled, count)
 
     def inserted(self, count: int) -> None:

@@ -8,6 +8,7 @@ behind it get lower ones, and a new history begins at the gap.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -20,10 +21,10 @@ from tensorblob.edit import Cut, Edit, Finish, Key, Metadata, Note, Op, Splice, 
 from tensorblob.errors import Corrupt
 from tensorblob.format import Store, manifest_name
 from tensorblob.growth import Growth
-from tensorblob.manifest import Pin, generations
+from tensorblob.manifest import Pin, generations, pin_newest
 from tensorblob.reader import open_store
 from tensorblob.snapshot import Snapshot, checkpoint
-from tensorblob.verify import Fault, OnProgress, Reading, block_checks, read_generation
+from tensorblob.verify import Fault, OnProgress, Reading, block_checks, is_damage, read_generation
 
 
 class Kept(NamedTuple):
@@ -141,13 +142,25 @@ def recover(
 def _newest_readable(dir_fd: int, where: str, store: Store, pins: list[Pin]) -> tuple[Reading, list[Fault]]:
     """The newest generation that begins with a valid checkpoint, and what is wrong with those after it."""
     faults: list[Fault] = []
+    newest = -1
+    with contextlib.suppress(Corrupt):  # the newest that is there is no file, or there is none: see below
+        newest, pin = pin_newest(dir_fd)  # as any reader does, for a writer may be at work
+        pins.append(pin)
+        found = read_generation(pin, dir_fd, store, newest)
+        if found.has_checkpoint:
+            return found, faults
+        faults += found.faults
     for generation in reversed(generations(dir_fd)):
         name = manifest_name(generation)
+        if generation == newest:
+            continue
         try:
             pin = Pin(files.open_file(name, dir_fd=dir_fd))
         except FileNotFoundError:
             continue  # superseded and removed since it was listed
         except OSError as error:
+            if not is_damage(error):
+                raise
             faults.append(Fault(name, 0, 0, f"it cannot be opened: {error.strerror}"))
             continue
         pins.append(pin)

@@ -11,6 +11,7 @@ rows are given up, by stretches.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -21,9 +22,11 @@ from tensorblob.cursors import is_name, read_position
 from tensorblob.edit import Block, Grow, Patch, State, Tail
 from tensorblob.errors import Corrupt
 from tensorblob.format import (
+    COUNTS_NBYTES,
     Record,
     Store,
     block_path,
+    decode_counts,
     decode_log,
     find_later_records,
     log_seed,
@@ -150,6 +153,11 @@ def verify(path: str | os.PathLike[str], *, quick: bool = False, on_progress: On
         os.close(dir_fd)
 
 
+def is_damage(error: OSError) -> bool:
+    """True if a file that cannot be opened is damaged; not if this process may not, or has no descriptor or memory left."""
+    return isinstance(error, (Corrupt, FileNotFoundError)) or error.errno == errno.EIO
+
+
 def _fault_of(error: Corrupt, where: str, stop: int) -> Fault:
     """What an exception says, as a fault."""
     file = os.path.relpath(error.path, where) if os.path.isabs(error.path) else error.path
@@ -165,6 +173,8 @@ def _check_small_files(dir_fd: int, where: str) -> tuple[list[Fault], list[str]]
     faults: list[Fault] = []
     for file in [] if "cursors" in absent else files.list_directory("cursors", dir_fd=dir_fd):
         name = file.removesuffix(".json")
+        if file.startswith("limiter.") and file.endswith(".lock"):
+            _check_counts(dir_fd, f"cursors/{file}", faults, remarks)
         if file.endswith(".json") and is_name(name):
             try:
                 read_position(dir_fd, name)
@@ -173,6 +183,21 @@ def _check_small_files(dir_fd: int, where: str) -> tuple[list[Fault], list[str]]
             except OSError as error:
                 faults.append(Fault(f"cursors/{file}", 0, 0, f"it cannot be read: {error.strerror}"))
     return faults, remarks
+
+
+def _check_counts(dir_fd: int, path: str, faults: list[Fault], remarks: list[str]) -> None:
+    """Check the counts of a limiter: one of its two places may be half written."""
+    try:
+        data = files.read_file(path, dir_fd=dir_fd, limit=2 * COUNTS_NBYTES)
+    except OSError as error:
+        faults.append(Fault(path, 0, 0, f"it cannot be read: {error.strerror}"))
+        return
+    written = [start for start in (0, COUNTS_NBYTES) if data[start : start + COUNTS_NBYTES].strip(b"\0")]
+    bad = [start for start in written if decode_counts(data[start : start + COUNTS_NBYTES]) is None]
+    if bad and len(bad) == len(written):
+        faults.append(Fault(path, bad[0], len(data), "neither of its two places agrees with its checksum"))
+    elif bad:
+        remarks.append(f"{path} does not agree with its checksum from byte {bad[0]} on; its other place counts")
 
 
 # -- the manifest -----------------------------------------------------------------------------------------------------
@@ -282,7 +307,9 @@ class BlockCheck:
         except FileNotFoundError:
             return [Stretch(0, self.rows, "the file is missing")]
         except (OSError, ValueError) as error:
-            return [Stretch(0, self.rows, f"the file cannot be opened: {error}")]
+            if isinstance(error, OSError) and not is_damage(error):
+                raise
+            return [Stretch(0, self.rows, f"the file cannot be opened: {getattr(error, 'strerror', error)}")]
         try:
             there = min(files.size_of(fd) // self._row_nbytes, self.rows)
             if is_quick or there < self.rows:

@@ -27,6 +27,7 @@ from live_support import (
 )
 
 import tensorblob as tb
+from tensorblob import files
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("no_platters")]
 
@@ -344,3 +345,70 @@ async def test_limiters_leave_no_file_open(tmp_path: Path) -> None:
         await writer.append(ints(0, 1))
         await reader.sample(1)
     assert open_files() == before
+
+
+# ---- what the file says
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"[]",
+        b'{"step":9,"inserted":"x"}',
+        b'{"step":9,"inserted":1e400}',
+        b'{"step":9,"inserted":-1}',
+        b'{"step":9,"sampled":9223372036854775808}',
+        b'{"step":9,"admitted":{"../../outside":5}}',
+        b'{"step":9,"admitted":{"a\\u0000b":5}}',
+        b'{"step":9,"more":1}',
+        b"\xff",
+        b"[" * 30_000,
+    ],
+)
+def test_counts_that_nobody_wrote_do_not_count(text: bytes, tmp_path: Path) -> None:
+    from tensorblob.format import COUNTS_NBYTES, crc32c
+
+    path = create_ints(tmp_path / "x.blob", 1)
+    dir_fd = files.open_directory(os.fspath(path))
+    try:
+        limit = tb.Queue(5).open(dir_fd, "p")
+        assert limit.try_insert(3)
+        limit.inserted(3)
+        file = path / "cursors" / "limiter.default.lock"
+        data = bytearray(file.read_bytes().ljust(2 * COUNTS_NBYTES, b"\0"))
+        line = b"%08x %b\n" % (crc32c(0, text), text)
+        data[COUNTS_NBYTES : COUNTS_NBYTES + len(line)] = line  # where the older counts are
+        file.write_bytes(data)
+        assert limit.counts == (3, 0) and limit.try_insert(1)
+        limit.close()
+    finally:
+        os.close(dir_fd)
+
+
+def test_verify_looks_at_the_counts(tmp_path: Path) -> None:
+    from tensorblob.format import COUNTS_NBYTES
+
+    path = create_ints(tmp_path / "x.blob", 1)
+    dir_fd = files.open_directory(os.fspath(path))
+    limit = tb.Queue(5).open(dir_fd, "p")
+    for _ in range(2):
+        assert limit.try_insert(1)
+    limit.close()
+    os.close(dir_fd)
+    file = path / "cursors" / "limiter.default.lock"
+    good = file.read_bytes()
+    assert tb.verify(path, quick=True).ok and not tb.verify(path, quick=True).remarks
+    for start in (0, COUNTS_NBYTES):
+        for bit in range(8 * len(good[start : start + COUNTS_NBYTES].rstrip(b"\0"))):
+            flipped = bytearray(good)
+            flipped[start + bit // 8] ^= 1 << bit % 8
+            file.write_bytes(flipped)
+            (remark,) = tb.verify(path, quick=True).remarks
+            assert f"from byte {start} on" in remark
+    torn = bytearray(good)
+    torn[12] ^= 1
+    torn[COUNTS_NBYTES + 12] ^= 1
+    file.write_bytes(torn)
+    (fault,) = tb.verify(path, quick=True).faults
+    assert fault.file == "cursors/limiter.default.lock"

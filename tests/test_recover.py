@@ -4,6 +4,7 @@ What is damaged here is known byte by byte; so the rows that must be kept and th
 commits that brought them.
 """
 
+import errno
 import itertools
 import os
 import shutil
@@ -19,6 +20,7 @@ from spec_reader import read_schema, records
 from test_cli import run
 
 import tensorblob as tb
+from tensorblob import files
 
 COMMITS = (2, 3, 1, 4, 2)
 STOPS = list(itertools.accumulate(COMMITS))
@@ -299,7 +301,7 @@ def test_the_command_line_tells_the_account(tmp_path: Path) -> None:
     block = blocks_of(path, "data")[1]
     block.unlink()
     result = run("recover", path, dest)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (3, ""), "it is written, and not complete"
     assert result.stdout.splitlines() == [
         f"blocks/data/{block.name}: bytes 0 to 16384: the file is missing",
         "kept row ids 0 to 4",
@@ -309,3 +311,55 @@ def test_the_command_line_tells_the_account(tmp_path: Path) -> None:
     ]
     result = run("recover", path, dest)
     assert result.exit_code == 1 and "it exists" in result.stderr
+
+
+# ---- what is no damage
+
+
+def test_a_blob_whose_writer_passes_generations_meanwhile_is_recovered_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create(tmp_path / "x.blob", 12)
+    with tb.TensorBlob.open(path, "a+") as blob:
+        assert blob._writer is not None
+        writer, opened, left = blob._writer, files.open_file, 3
+
+        def open_file(name: str, *, dir_fd: int | None = None) -> int:
+            """A generation passes between its listing and its opening, and between its opening and its pinning."""
+            nonlocal left
+            if left and name.startswith("manifest."):
+                left -= 1
+                if left == 1:
+                    writer._rotate()
+                fd = opened(name, dir_fd=dir_fd)
+                blob.trim(blob.first_row + 1)
+                writer._rotate()
+                return fd
+            return opened(name, dir_fd=dir_fd)
+
+        monkeypatch.setattr(files, "open_file", open_file)
+        found = tb.recover(path, tmp_path / "new.blob")
+        monkeypatch.undo()
+        assert not left and found.is_complete and not found.missing
+        assert found.rows == len(blob)
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize("part", ["blocks/", "manifest."])
+def test_what_cannot_be_opened_now_is_no_damage(
+    error: int, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create(tmp_path / "x.blob", 12)
+    opened = files.open_file
+
+    def open_file(name: str, *, dir_fd: int | None = None) -> int:
+        if name.startswith(part):
+            raise OSError(error, os.strerror(error))
+        return opened(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(files, "open_file", open_file)
+    for act in (lambda: tb.recover(path, tmp_path / "new.blob"), lambda: tb.verify(path)):
+        with pytest.raises(OSError) as caught:
+            act()
+        assert caught.value.errno == error and not isinstance(caught.value, tb.Corrupt)
+    assert not (tmp_path / "new.blob").exists()
