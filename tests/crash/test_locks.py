@@ -110,6 +110,7 @@ SEEN: dict[str, set[str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_every_act_is_done_under_the_locks_that_make_it_safe(workload: str) -> None:
     disk = WatchedDisk()

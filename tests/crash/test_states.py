@@ -57,6 +57,7 @@ def examined(workload: str, seed: int, enough: int) -> Examination:
     return examination
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_some_states_of_each_workload_are_as_promised(workload: str) -> None:
     examination = examined(workload, SEED - 1, 100)
