@@ -28,7 +28,11 @@ import tensorblob as tb
 from tensorblob.cursors import Cursor
 from tensorblob.limiter import MinSize
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")]
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
+    pytest.mark.slow,
+]
 
 # ---- nothing that is read is run
 
