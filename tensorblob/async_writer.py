@@ -29,13 +29,13 @@ import anyio
 import anyio.lowlevel
 
 from tensorblob.blob import TensorBlob, append_to
-from tensorblob.edit import Finish, Key, Note, Op
 from tensorblob.errors import BlobClosed, OutcomeUnknown, WriterBusy
 from tensorblob.flow import LagGate, Retainer
-from tensorblob.growth import Part, Rows
+from tensorblob.group import Committer, Pending, check_key, fail
+from tensorblob.growth import Part
 from tensorblob.limiter import RateLimiter
 from tensorblob.offload import finished, to_the_end
-from tensorblob.snapshot import Snapshot, check_rises
+from tensorblob.snapshot import Snapshot
 from tensorblob.writer import Writer, check_metadata
 
 INLINE_NBYTES = 256 << 10
@@ -44,7 +44,6 @@ COPY_NBYTES = 64 << 10
 """Batches of at most so many bytes are copied on entry."""
 LATENCIES = 1024
 SAY_S = 0.05
-MAX_KEY_NBYTES = 1000
 
 
 @dataclass(frozen=True)
@@ -61,42 +60,6 @@ class Statistics:
     median_latency_s: float
     p99_latency_s: float
     dead_consumers: tuple[str, ...]
-
-
-@dataclass(eq=False)
-class _Pending:
-    """One append on its way."""
-
-    columns: list[Sequence[Part]]
-    count: int
-    nbytes: int
-    metadata: dict[str, Any] | None = None
-    key: str | None = None
-    sequence: int = 0
-    finishes: bool = False
-    flushes: bool = False
-    start: int = -1
-    stop: int = -1
-    error: BaseException | None = None
-    began_s: float = 0.0
-    same: _Pending | None = None
-    """Another one of the group with the same key and sequence, which is the one that is committed."""
-    is_counted: bool = False
-    """The limiter has counted it."""
-    is_new: bool = False
-    """It was committed by this writer, now."""
-    is_nobodys: bool = False
-    """Nobody waits for it."""
-    admitted: anyio.Event | None = None
-    """Set when it is let in, if it had to wait for room."""
-    done: anyio.Event | None = None
-    """Set when its group was committed, or was not."""
-
-    def copy(self) -> None:
-        """Be independent of the caller's memory."""
-        self.columns = [
-            [part if isinstance(part, bytes) else part.tobytes() for part in parts] for parts in self.columns
-        ]
 
 
 @asynccontextmanager
@@ -160,7 +123,7 @@ async def open_writer(
         undo=TensorBlob.close,
     )
     try:
-        writer = AsyncWriter(blob, max_pending_bytes, gate, retainer, limiter, is_power=durability == "power")
+        writer = AsyncWriter(blob, max_pending_bytes, gate, retainer, limiter)
     except BaseException:
         gate.close()
         retainer.close()
@@ -194,8 +157,6 @@ class AsyncWriter:
         gate: LagGate,
         retainer: Retainer,
         limiter: RateLimiter | None,
-        *,
-        is_power: bool,
     ) -> None:
         assert blob._writer is not None
         self.blob = blob
@@ -210,16 +171,15 @@ class AsyncWriter:
             retainer.watch(self._writer.dir_fd)
             self._writer.keep_from = retainer.keep_from
         self.limit = None if limiter is None else limiter.open(self._writer.dir_fd, self._writer.producer)
-        self._is_power = is_power
         self._max_pending_nbytes = max_pending_nbytes
         self._pending_nbytes = 0
         self._gathering = threading.Lock()
         """Guards `_waiting`, `_group` and `_done`: a thread takes the group once it has the turn. Nobody waits holding it."""
-        self._waiting: list[_Pending] = []
+        self._waiting: list[Pending] = []
         """Accepted, and in the next group."""
-        self._group: list[_Pending] = []
+        self._group: list[Pending] = []
         """Taken, and being committed."""
-        self._outside: deque[_Pending] = deque()
+        self._outside: deque[Pending] = deque()
         """Waiting for room, in the order of their coming."""
         self._bell = anyio.Event()
         self._done = anyio.Event()
@@ -230,7 +190,7 @@ class AsyncWriter:
         """Why a batch of `append_nowait` was not committed, until somebody hears of it."""
         self._threads = anyio.CapacityLimiter(1)
         self._home = threading.get_ident()
-        self._appends = self._commits = self._most = 0
+        self._committer = Committer(self._writer)
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
 
     # -- producers ----------------------------------------------------------------------------------------------------
@@ -254,7 +214,7 @@ class AsyncWriter:
         pending = self._accept(rows, metadata, key, sequence)
         return await self._place(pending)
 
-    async def _place(self, pending: _Pending) -> range:
+    async def _place(self, pending: Pending) -> range:
         """Let a batch through all that it may have to wait for, until it is committed."""
         self._check_open()
         if self._gate.is_active:
@@ -270,7 +230,7 @@ class AsyncWriter:
             self._uncount([pending])
         return range(pending.start, pending.stop)
 
-    def _uncount(self, group: list[_Pending]) -> None:
+    def _uncount(self, group: list[Pending]) -> None:
         """Let the limiter know which of these rows were inserted; the others are given back. Once for each."""
         if self.limit is None:
             return
@@ -315,7 +275,7 @@ class AsyncWriter:
         """Return an `async with` block whose appends become one commit; an exception in it drops them all."""
         return Transaction(self, check_metadata(metadata))
 
-    def _accept(self, rows: Any, metadata: dict[str, Any] | None, key: str | None, sequence: int | None) -> _Pending:
+    def _accept(self, rows: Any, metadata: dict[str, Any] | None, key: str | None, sequence: int | None) -> Pending:
         """Check a batch. Small ones are copied here, so that a producer may reuse its buffer at once."""
         self._check_open()
         self._writer.check_outside("append")
@@ -328,7 +288,7 @@ class AsyncWriter:
             size = len(part) if isinstance(part, bytes) else part.nbytes
             nbytes += size
             parts.append([part.tobytes() if size <= COPY_NBYTES and not isinstance(part, bytes) else part])
-        pending = _Pending(parts, count, nbytes, began_s=anyio.current_time())
+        pending = Pending(parts, count, nbytes, began_s=anyio.current_time())
         if metadata is not None:
             pending.metadata = check_metadata(metadata)
         if key is not None and sequence is not None:
@@ -341,17 +301,17 @@ class AsyncWriter:
         if self._is_closing:
             raise BlobClosed("I/O operation on closed blob.")
 
-    def _has_room(self, pending: _Pending) -> bool:
+    def _has_room(self, pending: Pending) -> bool:
         return not self._pending_nbytes or self._pending_nbytes + pending.nbytes <= self._max_pending_nbytes
 
-    def _admit(self, pending: _Pending) -> None:
+    def _admit(self, pending: Pending) -> None:
         self._pending_nbytes += pending.nbytes
         with self._gathering:
             pending.done = self._done
             self._waiting.append(pending)
         self._bell.set()
 
-    async def _enter(self, pending: _Pending) -> None:
+    async def _enter(self, pending: Pending) -> None:
         """Wait for room, behind those who came before."""
         if not self._outside and self._has_room(pending):
             self._admit(pending)
@@ -367,7 +327,7 @@ class AsyncWriter:
                 await self._settled(pending)
             raise
 
-    def _withdraw(self, pending: _Pending) -> bool:
+    def _withdraw(self, pending: Pending) -> bool:
         """Take an accepted append back, unless it is being committed already."""
         with self._gathering:
             if pending not in self._waiting:
@@ -384,7 +344,7 @@ class AsyncWriter:
             assert pending.admitted is not None
             pending.admitted.set()
 
-    async def _finish(self, pending: _Pending) -> None:
+    async def _finish(self, pending: Pending) -> None:
         """Wait until an accepted append is committed, or was not; raises what its commit raised."""
         try:
             await self._done_with(pending)
@@ -395,7 +355,7 @@ class AsyncWriter:
         if pending.error is not None:
             raise pending.error
 
-    async def _settled(self, pending: _Pending) -> None:
+    async def _settled(self, pending: Pending) -> None:
         """Cancelled while its group is being committed: its rows are read until that is over."""
         with anyio.CancelScope(shield=True):
             while pending.stop < 0 and pending.error is None:
@@ -403,7 +363,7 @@ class AsyncWriter:
                     await self._done_with(pending)
 
     @staticmethod
-    async def _done_with(pending: _Pending) -> None:
+    async def _done_with(pending: Pending) -> None:
         while pending.stop < 0 and pending.error is None:
             assert pending.done is not None
             await pending.done.wait()
@@ -443,14 +403,14 @@ class AsyncWriter:
                 await anyio.lowlevel.checkpoint()
             elif self._writer.turns is None:
                 group = self._take()
-                await finished(lambda: self._commit(group), limiter=self._threads)
+                await finished(lambda: self._committer.commit(group), limiter=self._threads)
             else:
                 await finished(self._commit_in_turn, limiter=self._threads)
         except Exception as error:  # no thread to be had, or no turn: nothing of it was committed
-            _fail(self._group or self._take(), error)
+            fail(self._group or self._take(), error)
         finally:
             group = self._group
-            _fail(
+            fail(
                 group, OutcomeUnknown(errno.EINTR, "The writer was interrupted while it committed this")
             )  # if nothing else
             now_s = anyio.current_time()
@@ -464,7 +424,7 @@ class AsyncWriter:
             if group and group[0].done is not None:
                 group[0].done.set()
 
-    def _take(self) -> list[_Pending]:
+    def _take(self) -> list[Pending]:
         """Take the group that has gathered; the next one begins."""
         with self._gathering:
             waiting = self._waiting
@@ -475,23 +435,23 @@ class AsyncWriter:
                 pending.done = self._done
             return self._group
 
-    def _is_quick(self, group: list[_Pending]) -> bool:
+    def _is_quick(self, group: list[Pending]) -> bool:
         """True if committing the group costs less than the hop to a thread."""
-        if self._is_power or self._writer.is_due or sum([pending.nbytes for pending in group]) > INLINE_NBYTES:
+        if self._writer.is_power or self._writer.is_due or sum([pending.nbytes for pending in group]) > INLINE_NBYTES:
             return False
         return not any(pending.flushes or pending.finishes for pending in group)
 
     def _commit_inline(self) -> bool:
         """Commit the group here, unless that would mean to wait for a peer's turn; return whether it was done."""
         if self._writer.turns is None:
-            self._commit(self._take())
+            self._committer.commit(self._take())
             return True
         if not self._writer.try_turn():
             return False
         try:
             if self._writer.is_due:
                 return False
-            self._commit(self._take())
+            self._committer.commit(self._take())
             return True
         finally:
             self._writer.end_turn()
@@ -500,122 +460,12 @@ class AsyncWriter:
         """In a thread: wait for our turn, and commit those who still wait then."""
         with self._writer.turn():
             group = self._take()
-            self._change(group)
-        self._flush(group)  # not in the turn: the others need not wait for that
-
-    def _commit(self, group: list[_Pending]) -> None:
-        """Commit a group, and note in each what became of it. Runs here or in a thread; raises interrupts only."""
-        self._change(group)
-        self._flush(group)
-
-    def _change(self, group: list[_Pending]) -> None:
-        """Commit the appends of a group, and the end of the stream."""
-        barriers = [pending for pending in group if pending.flushes or pending.finishes]
-        try:
-            self._commit_appends([pending for pending in group if not (pending.flushes or pending.finishes)])
-        except BaseException as error:
-            _fail(group, error)
-            for barrier in barriers:  # a flush covers what is committed; a stream that lacks rows is not finished
-                if barrier.flushes:
-                    barrier.error = None
-            if not isinstance(error, Exception):
-                _fail(barriers, error)
-                raise
-        try:
-            if any(barrier.finishes and barrier.error is None for barrier in barriers):
-                self._writer.change(lambda snapshot, _: [Finish(snapshot.rows)])
-        except BaseException as error:
-            _fail(barriers, error)
-            if not isinstance(error, Exception):
-                raise
-
-    def _flush(self, group: list[_Pending]) -> None:
-        """Flush if somebody in the group asked for it; then the group is done."""
-        barriers = [pending for pending in group if (pending.flushes or pending.finishes) and pending.error is None]
-        try:
-            if any(barrier.flushes for barrier in barriers):
-                self._writer.flush()
-            for barrier in barriers:
-                barrier.start = barrier.stop = self._writer.stop_row
-        except BaseException as error:
-            _fail(barriers, error)
-            if not isinstance(error, Exception):
-                raise
-
-    def _commit_appends(self, group: list[_Pending]) -> None:
-        appends = self._without_repeated(group)
-        while appends:
-            try:
-                self._append(appends)
-            except _Repeated:  # by a peer, since we looked
-                appends = self._without_repeated(appends)
-                continue
-            self._commits += 1
-            self._appends += len(appends)
-            self._most = max(self._most, len(appends))
-            break
-        for pending in group:
-            if pending.same is not None:
-                pending.start, pending.stop, pending.error = pending.same.start, pending.same.stop, pending.same.error
-            elif pending.stop < 0 and pending.error is None:  # no rows
-                pending.start = pending.stop = self._writer.stop_row
-
-    def _without_repeated(self, group: list[_Pending]) -> list[_Pending]:
-        """The appends of a group that are not committed yet; the others, by key and sequence, get the rows they had."""
-        appends: list[_Pending] = []
-        repeated: list[tuple[_Pending, Key]] = []
-        first: dict[str, _Pending] = {}
-        for pending in group:
-            if pending.key is None:
-                if pending.count or pending.metadata is not None:
-                    appends.append(pending)
-                continue
-            try:
-                if (same := first.get(pending.key)) is not None and same.sequence >= pending.sequence:
-                    check_rises(pending.key, pending.sequence, same.sequence)
-                    pending.same = same
-                elif (done := self._writer.snapshot.committed(pending.key, pending.sequence)) is not None:
-                    repeated.append((pending, done))
-                else:
-                    first[pending.key] = pending
-                    appends.append(pending)
-            except ValueError as error:
-                pending.error = error
-        self._repeat(repeated)
-        return appends
-
-    def _repeat(self, repeated: list[tuple[_Pending, Key]]) -> None:
-        """Tell those whose append was committed before where it is; at "power", once that is durable."""
-        try:
-            stop = max((done.stop for _, done in repeated), default=0)
-            if self._is_power and self._writer.snapshot.durable_rows < stop:
-                self._writer.flush()
-        except Exception as error:
-            for pending, _ in repeated:
-                pending.error = error
-            return
-        for pending, done in repeated:
-            pending.start, pending.stop = done.start, done.stop
-
-    def _append(self, appends: list[_Pending]) -> None:
-        """Commit appends as one edit."""
-        count = sum([pending.count for pending in appends])
-        if len(appends) == 1 and all(len(parts) == 1 for parts in appends[0].columns):
-            columns: list[Rows] = [parts[0] for parts in appends[0].columns]
-        else:
-            columns = [
-                _joined([part for pending in appends for part in pending.columns[number]])
-                for number in range(len(appends[0].columns))
-            ]
-        is_plain = all(pending.key is None and pending.metadata is None for pending in appends)
-        start = self._writer.append(columns, count, None, None if is_plain else lambda s: _more(appends, s))
-        for pending in appends:
-            pending.start, pending.stop, pending.is_new = start, start + pending.count, True
-            start = pending.stop
+            self._committer.change(group)
+        self._committer.flush(group)  # not in the turn: the others need not wait for that
 
     # -- what else a writer does --------------------------------------------------------------------------------------
 
-    async def _order(self, pending: _Pending) -> None:
+    async def _order(self, pending: Pending) -> None:
         self._check_open()
         self._admit(pending)
         try:
@@ -627,11 +477,11 @@ class AsyncWriter:
 
     async def flush(self) -> None:
         """Make everything accepted so far durable. Raises `SyncFailed`. Cancelled, it may have happened or not."""
-        await self._order(_Pending([], 0, 0, flushes=True))
+        await self._order(Pending([], 0, 0, flushes=True))
 
     async def finish(self) -> None:
         """Say that the stream ends here, after everything accepted so far: followers end. A later append takes it back."""
-        await self._order(_Pending([], 0, 0, finishes=True))
+        await self._order(Pending([], 0, 0, finishes=True))
 
     def _raise_lost(self) -> None:
         lost, self._lost = self._lost, None
@@ -649,13 +499,13 @@ class AsyncWriter:
 
     def statistics(self) -> Statistics:
         """What happened so far."""
-        latencies = sorted(self._latencies_s)
+        latencies, done = sorted(self._latencies_s), self._committer
         return Statistics(
             rows=self._writer.stop_row,
-            appends=self._appends,
-            commits=self._commits,
-            mean_appends_per_commit=self._appends / self._commits if self._commits else math.nan,
-            max_appends_per_commit=self._most,
+            appends=done.appends,
+            commits=done.commits,
+            mean_appends_per_commit=done.appends / done.commits if done.commits else math.nan,
+            max_appends_per_commit=done.most_appends,
             waiting_producers=len(self._outside) + self._gate.waiting,
             pending_nbytes=self._pending_nbytes,
             median_latency_s=statistics.median(latencies) if latencies else math.nan,
@@ -675,63 +525,13 @@ class AsyncWriter:
         self._raise_lost()
 
 
-def _joined(parts: list[Part]) -> Rows:
-    if all(isinstance(part, bytes) for part in parts):
-        return b"".join(parts)  # type: ignore[arg-type]
-    return parts
-
-
-def _fail(group: list[_Pending], error: BaseException) -> None:
-    for pending in group:
-        if pending.stop < 0 and pending.error is None:
-            pending.error = error
-
-
-def check_key(key: str | None, sequence: int | None) -> None:
-    """Raise `ValueError` or `TypeError` unless these are a producer key and its sequence number, or both None."""
-    if (key is None) != (sequence is None):
-        raise ValueError("key and sequence go together")
-    if key is None:
-        return
-    if not isinstance(key, str):
-        raise TypeError(f"key must be a string, got {key!r}")
-    if not isinstance(sequence, int) or isinstance(sequence, bool):
-        raise TypeError(f"sequence must be an int, got {sequence!r}")
-    if not 0 < len(key.encode()) <= MAX_KEY_NBYTES:
-        raise ValueError(f"key must have 1 to {MAX_KEY_NBYTES} bytes, got {len(key)} characters")
-    if not abs(sequence) < 1 << 53:
-        raise ValueError(f"sequence must be less than 2^53, got {sequence!r}")
-
-
-class _Repeated(Exception):
-    """An append was committed before."""
-
-
-def _more(appends: list[_Pending], before: Snapshot) -> list[Op]:
-    """The notes and keys that go with appends, which follow `before`. Raises `_Repeated` if it has one of them."""
-    for pending in appends:
-        if pending.key is not None and pending.key in before.keys:
-            if before.keys[pending.key].sequence >= pending.sequence:
-                raise _Repeated
-    ops: list[Op] = []
-    start = before.rows
-    for pending in appends:
-        stop = start + pending.count
-        if pending.metadata is not None:
-            ops.append(Note(start, stop, pending.metadata))
-        if pending.key is not None:
-            ops.append(Key(pending.key, pending.sequence, start, stop))
-        start = stop
-    return ops
-
-
 @dataclass(eq=False)
 class Transaction:
     """Appends that become one commit when the `async with` block is left without an exception."""
 
     _writer: AsyncWriter
     _metadata: dict[str, Any] | None
-    _parts: list[_Pending] = field(default_factory=list)
+    _parts: list[Pending] = field(default_factory=list)
     rows: range | None = None
     """The row ids that were committed, after the block."""
     _is_open: bool = False
@@ -759,5 +559,5 @@ class Transaction:
             [part for pending in parts for part in pending.columns[number]] for number in range(len(parts[0].columns))
         ]
         count, nbytes = sum(p.count for p in parts), sum(p.nbytes for p in parts)
-        whole = _Pending(list(columns), count, nbytes, self._metadata, began_s=anyio.current_time())
+        whole = Pending(list(columns), count, nbytes, self._metadata, began_s=anyio.current_time())
         self.rows = await self._writer._place(whole)

@@ -55,9 +55,9 @@ class ReadOnlyStore(BlobError, PermissionError):
 
 
 class WriterBusy(BlobError, TimeoutError):
-    """Another writer holds `writer.lock`.
+    """Another process holds what one would have: `writer.lock`, or for too long its turn or a lock of moments.
 
-    `pid` and `host` name it where it has said who it is (`None` in the instant before it does).
+    `pid` and `host` name it where it has said who it is, or the system does (else `None`).
     """
 
     def __init__(self, message: str, *, pid: int | None = None, host: str | None = None) -> None:

@@ -428,13 +428,20 @@ def try_lock(fd: int, *, shared: bool) -> bool:
     return True
 
 
+def lock_within(fd: int, timeout_s: float, *, shared: bool = False) -> bool:
+    """Take a flock within so many seconds, by looking again and again; return whether it was had."""
+    wait_s, deadline = 20e-6, time.monotonic() + timeout_s
+    while not try_lock(fd, shared=shared):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(wait_s)
+        wait_s = min(wait_s * 1.5, 2e-3)
+    return True
+
+
 def try_lock_soon(fd: int) -> bool:
     """Take an exclusive flock, unless somebody keeps it: who only looks whether it is taken holds it for an instant."""
-    for _ in range(20):
-        if try_lock(fd, shared=False):
-            return True
-        time.sleep(0.002)
-    return False
+    return lock_within(fd, 0.04)
 
 
 def lock(fd: int) -> None:
@@ -454,12 +461,8 @@ def locked(fd: int, what: str, timeout_s: float | None = None) -> Iterator[None]
     Raises `WriterBusy` if somebody else keeps it for `timeout_s` seconds (None: as long as only a stopped process does).
     """
     timeout_s = STOPPED_S if timeout_s is None else timeout_s
-    wait_s, deadline = 20e-6, time.monotonic() + timeout_s
-    while not try_lock(fd, shared=False):
-        if time.monotonic() >= deadline:
-            raise busy(fd, what, timeout_s)
-        time.sleep(wait_s)
-        wait_s = min(wait_s * 1.5, 1e-3)
+    if not lock_within(fd, timeout_s):
+        raise busy(fd, what, timeout_s)
     try:
         yield
     finally:
@@ -583,12 +586,9 @@ def share_writer_lock(path: str, timeout_s: float) -> int:
     Raises `WriterBusy` if a sole writer keeps it for `timeout_s` seconds.
     """
     fd = open_for_append(path)
-    deadline = time.monotonic() + timeout_s
     try:
-        while not try_lock(fd, shared=True):
-            if time.monotonic() >= deadline:
-                raise WriterBusy(f"A sole writer holds {path!r}; let it open the blob with shared=True, too")
-            time.sleep(0.01)
+        if not lock_within(fd, timeout_s, shared=True):
+            raise WriterBusy(f"A sole writer holds {path!r}; let it open the blob with shared=True, too")
     except BaseException:
         os.close(fd)
         raise

@@ -1,8 +1,8 @@
 """Who is at work in a blob: every writer holds a flock on a file of its own in producers/ for as long as it lives.
 
 A file that nobody holds was left by a process that died; one that closed has removed it, or hidden it by a dot if there
-is garbage left for the next writer to sweep. Whoever looks takes the lock
-shared for an instant, which is in nobody's way: the owner has had it since before the file got its name.
+is garbage left for the next writer to sweep. Whoever looks takes the lock shared for an instant, which is in nobody's
+way: the owner has had it since before the file got its name.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from typing import Any
 
 import anyio
 
-from tensorblob.async_writer import INLINE_NBYTES, check_key
+from tensorblob.async_writer import INLINE_NBYTES
 from tensorblob.blob import TensorBlob, append_to
-from tensorblob.edit import Key, Note, Op
 from tensorblob.errors import BlobClosed
 from tensorblob.flow import Retainer
+from tensorblob.group import check_key, notes
 from tensorblob.offload import to_the_end
 from tensorblob.staging import Repeated, Staging
 from tensorblob.writer import check_metadata
@@ -55,7 +55,7 @@ async def open_producer(
         undo=TensorBlob.close,
     )
     try:
-        producer = Producer(blob, is_power=durability == "power")
+        producer = Producer(blob)
     except BaseException:
         blob.close()
         raise
@@ -69,7 +69,7 @@ async def open_producer(
 class Producer:
     """One producer of a blob; made by `open_producer`. Its appends and commits are one task's at a time."""
 
-    def __init__(self, blob: TensorBlob, *, is_power: bool) -> None:
+    def __init__(self, blob: TensorBlob) -> None:
         assert blob._writer is not None
         self.blob = blob
         self._writer = blob._writer
@@ -77,7 +77,6 @@ class Producer:
         self._retainer = Retainer((), is_shared=True)  # what peers keep rows for
         self._retainer.watch(self._writer.dir_fd)
         self._writer.keep_from = self._retainer.keep_from
-        self._is_power = is_power
         self._is_closing = False
         self._turn = anyio.Lock()
 
@@ -115,23 +114,17 @@ class Producer:
             return await to_the_end(lambda: self._commit(metadata, key, sequence))
 
     def _commit(self, metadata: dict[str, Any] | None, key: str | None, sequence: int | None) -> range:
-        if self._is_power:
+        if self._writer.is_power:
             self._staging.sync()
         count = self._staging.rows
 
-        def more(start: int) -> list[Op]:
-            ops: list[Op] = []
-            if metadata is not None:
-                ops.append(Note(start, start + count, metadata))
-            if key is not None and sequence is not None:
-                ops.append(Key(key, sequence, start, start + count))
-            return ops
-
         try:
-            start = self._staging.commit(more, key, sequence)
+            start = self._staging.commit(
+                lambda start: notes(start, start + count, metadata, key, sequence), key, sequence
+            )
         except Repeated as repeated:
             self._staging.discard()
-            if self._is_power and self._writer.snapshot.durable_rows < repeated.rows.stop:
+            if self._writer.is_power and self._writer.snapshot.durable_rows < repeated.rows.stop:
                 self._writer.flush()
             return repeated.rows
         return range(start, start + count)

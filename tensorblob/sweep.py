@@ -15,6 +15,7 @@ from tensorblob.edit import Block, Patch, Tail
 from tensorblob.format import Store, decode_log, is_block_id, is_producer, log_seed, manifest_name
 from tensorblob.manifest import generations, remove_superseded
 from tensorblob.presence import is_dead
+from tensorblob.replay import read_log
 
 
 def sweep(path: str, dir_fd: int, store: Store, blocks: Blocks, producer: str) -> None:
@@ -51,9 +52,13 @@ def sweep(path: str, dir_fd: int, store: Store, blocks: Blocks, producer: str) -
 def _names_in(dir_fd: int, store: Store, generation: int) -> set[str]:
     """The blocks that a manifest names; none if it has gone meanwhile."""
     try:
-        data = files.read_file(manifest_name(generation), dir_fd=dir_fd)
+        fd = files.open_file(manifest_name(generation), dir_fd=dir_fd)
     except FileNotFoundError:
         return set()
+    try:
+        data, _ = read_log(fd)
+    finally:
+        os.close(fd)
     return {
         op.id
         for record in decode_log(data, log_seed(store.uuid, generation), 0)

@@ -28,6 +28,15 @@ class Trouble(msgspec.Struct, frozen=True):
     poisoned: tuple[str, ...]
 
 
+def trouble_in(dir_fd: int) -> Trouble | None:
+    """What commit.lock says, for who has no turn. Raises if it cannot be read: nothing would be known then."""
+    fd = files.open_file("commit.lock", dir_fd=dir_fd)
+    try:
+        return files.said(fd, Trouble)
+    finally:
+        os.close(fd)
+
+
 class Turns:
     """A lock for threads and processes, used as the context manager of a turn; `begin` is called first in each.
 

@@ -46,7 +46,7 @@ from tensorblob.presence import Announcement, present
 from tensorblob.replay import Replay
 from tensorblob.snapshot import Column, Snapshot, checkpoint
 from tensorblob.sweep import sweep
-from tensorblob.turns import Trouble, Turns
+from tensorblob.turns import Trouble, Turns, trouble_in
 
 RECLAIM_NBYTES = 64 << 20
 SPANS_PER_EDIT = 4096
@@ -95,7 +95,9 @@ class Writer:
         self.path, self.dir_fd, self.store = path, dir_fd, store
         self.keep_from: Callable[[int], int] | None = None
         """Given the first row that retention would keep, the one to keep: its user may know who still needs some."""
-        self._durability, self._is_power = durability, durability == "power"
+        self._durability = durability
+        self.is_power = durability == "power"
+        """Every commit is durable when it is acknowledged."""
         self._row_nbytes = store.schema.row_nbytes
         self._state_lock = forks.rlock()
         self.turns: Turns | None = None
@@ -140,7 +142,7 @@ class Writer:
         except BaseException:
             self._leave()
             raise
-        if not self._is_power:
+        if not self.is_power:
             self._flusher = Flusher(self._flush_in_background, flush_every_s)
 
     # -- opening and closing ------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ class Writer:
         if not found.is_flushed:
             self._blocks.distrust(found.snapshot)
         is_alone = os.fstat(self._manifest.fd).st_nlink == 1
-        had_trouble = self._heed_trouble()
+        had_trouble = self._heed(trouble_in(self.dir_fd))
         if found.is_same_boot and not found.is_torn and is_alone and not had_trouble:
             self._go_on(found)
         else:
@@ -191,15 +193,14 @@ class Writer:
         elif manifest.has_grown():
             before = self.snapshot
             is_whole, after = manifest.read_on(before)
-            self._blocks.learn(before, after, is_durable=self._is_power)
+            self._blocks.learn(before, after, is_durable=self.is_power)
             self._take(before, after)
             self._settled()  # where they stopped, we go on
             manifest.is_broken |= not is_whole  # a peer died in the middle of a record
         assert self.turns is not None
         if self._is_untold:
             self._tell_trouble()
-        if self.turns.trouble() is not None:
-            self._heed_trouble()
+        self._heed(self.turns.trouble())
         self._notice_due()
 
     def _follow_generation(self) -> None:
@@ -235,13 +236,8 @@ class Writer:
                 os.close(fd)
             self._is_untold = False
 
-    def _heed_trouble(self) -> bool:
-        """A writer had a sync fail in this generation: trust neither it nor those blocks. Return whether there was one."""
-        fd = files.open_file("commit.lock", dir_fd=self.dir_fd)
-        try:
-            trouble = files.said(fd, Trouble)
-        finally:
-            os.close(fd)
+    def _heed(self, trouble: Trouble | None) -> bool:
+        """A writer had a sync fail: trust neither its generation nor those blocks. Return whether it is this generation."""
         if trouble is None or trouble.generation != self._current.generation:
             return False
         self._blocks.poisoned |= {id for id in trouble.poisoned if self._blocks.is_known(id)}
@@ -506,7 +502,7 @@ class Writer:
                 if self._is_plain and metadata is None and more is None:
                     manifest = self._manifest
                     assert manifest is not None
-                    if self._is_power or manifest.is_broken:
+                    if self.is_power or manifest.is_broken:
                         self._make_appendable(manifest)
                     manifest.append((Grow(tails),))  # the commit point
                     if self.turns is None:
@@ -517,7 +513,7 @@ class Writer:
                     else:  # who reads the snapshot has not the turn, so it is always whole
                         grown = self._snapshot.grown(tails)
                         self._snapshot, self._known_offset, self.stop_row = grown, manifest.offset, grown.rows
-                    if self._is_power:
+                    if self.is_power:
                         self._acknowledge_grown(manifest)
                     if manifest.edits >= MAX_EDITS or manifest.is_broken:
                         self._is_due = True
@@ -547,11 +543,11 @@ class Writer:
 
     def _make_appendable(self, manifest: Manifest) -> None:
         """Before the commit point: what the edit names is durable if it must be, and the manifest may be appended to."""
-        if manifest.is_broken or (self._is_power and self._blocks.poisoned):
+        if manifest.is_broken or (self.is_power and self._blocks.poisoned):
             raise _Superseded(
                 errno.EIO, "A sync failed while this change was under way; nothing was committed, try again"
             )
-        if self._is_power:
+        if self.is_power:
             try:
                 self._blocks.sync_all()
             except SyncFailed:
@@ -699,7 +695,7 @@ class Writer:
         manifest.append(tuple(ops))  # the commit point
         self._take(before, after)
         self.own_commits += 1
-        if self._is_power:
+        if self.is_power:
             self._acknowledge()
 
     def _note_dead(self, before: Snapshot, after: Snapshot) -> None:
@@ -766,7 +762,7 @@ class Writer:
         Raises `SyncFailed` if the kernel could not; the next commit or flush then goes to new files.
         """
         self.check_outside("flush")
-        with self._sync_lock:
+        with self._syncing():
             with self._lock:
                 manifest = self._current
                 offset, synced = manifest.offset, self.snapshot

@@ -25,7 +25,7 @@ LAYERS = [
     {"batch", "blocks", "flusher"},
     {"operations", "sweep"},
     {"create", "doorbell", "reader", "writer"},
-    {"blob", "staging"},
+    {"blob", "group", "staging"},
     {"cursors"},
     {"verify"},
     {"recover"},
@@ -36,7 +36,7 @@ LAYERS = [
     {"__main__"},
 ]
 """From the lowest up. A module may import what is below its layer, and its neighbours if they stand further left."""
-WAITING = {"async_reader", "async_writer", "cli", "flow", "follower", "limiter", "offload", "producer"}
+WAITING = {"async_reader", "async_writer", "cli", "flow", "follower", "group", "limiter", "offload", "producer"}
 """The modules that know an event loop."""
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

@@ -478,3 +478,26 @@ async def test_an_append_of_no_rows_is_remembered_by_its_key(tmp_path: Path) -> 
         assert await writer.append(ints(0, 0), key="k", sequence=1) == range(0)
         await writer.append(ints(0, 3))
         assert await writer.append(ints(0, 0), key="k", sequence=1) == range(0)
+
+
+@pytest.mark.anyio
+@limited
+async def test_a_flush_in_a_turn_does_not_wait_for_a_flush_that_waits_for_the_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    with tb.TensorBlob.open(path, "a", shared=True) as blob:
+        assert blob._writer is not None
+        blob.write(ints(0, 1))
+        with slowed(monkeypatch, files, "sync_file") as go_on:
+            flush = threading.Thread(target=blob.flush)
+            flush.start()
+            await until(lambda: go_on.is_waiting)  # type: ignore[attr-defined]
+            with blob._writer.turn():
+                go_on.set()
+                await some_turns()  # by now the other one is on its way to its turn
+                with pytest.raises(OSError, match="try again"):
+                    blob.flush()
+        await anyio.to_thread.run_sync(flush.join)
+        blob.flush()
+        assert blob.durable_rows == 1
