@@ -439,4 +439,7 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
         sys.exit("tensorblob: the command line needs typer and rich: pip install tensorblob[cli]")
-    app(prog_name="tensorblob")
+    try:
+        app(prog_name="tensorblob")
+    except OSError as error:  # of the printing: a command explains its own
+        sys.exit(f"tensorblob: the output could not be written: {error}")

@@ -19,6 +19,9 @@ from api_support import photograph
 
 import tensorblob as tb
 from tensorblob.cli import describe, first_rows
+from tensorblob.cursors import Cursor, read_position
+from tensorblob.limiter import MinSize, Queue
+from tensorblob.reader import open_store
 
 UUID = "000102030405060708090a0b0c0d0e0f"
 FIELD = {"name": "", "dtype": "uint8", "shape": [8], "block_rows": 512}
@@ -55,6 +58,12 @@ def signed_log(records: Sequence[Any], uuid: str = UUID, generation: int = 1) ->
         seed = bytes.fromhex(uuid) + generation.to_bytes(8, "little") + len(data).to_bytes(8, "little")
         data += b"%08x %b\n" % (crc32c(seed + text), text)
     return data
+
+
+def signed_counts(value: Any) -> bytes:
+    """What is in a place of a limiter's file: a JSON value, or bytes that stand where JSON should."""
+    text = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
+    return b"%08x %b\n" % (crc32c(text), text)
 
 
 def forge(
@@ -152,6 +161,34 @@ def _recover(path: Path) -> None:
     assert report.ok, report.faults
 
 
+def use_cursor(path: Path) -> None:
+    dir_fd, _ = open_store(os.fspath(path))
+    try:
+        with contextlib.closing(Cursor(dir_fd, "trainer")) as cursor:
+            cursor.acknowledge(5, 0)
+        assert read_position(dir_fd, "trainer") == (5, 0)
+    finally:
+        os.close(dir_fd)
+
+
+def use_limiter(path: Path) -> None:
+    dir_fd, _ = open_store(os.fspath(path))
+    try:
+        with contextlib.closing(Queue(9).open(dir_fd, "ab12")) as limit:
+            before = limit.counts
+            assert all(0 <= count < 1 << 54 for count in before)
+            if limit.try_insert(3):
+                limit.inserted(3)
+                assert limit.counts[0] in (before[0] + 3, 3), "3: what it was is more than a file can say"
+            limit.try_sample(2)
+        with contextlib.closing(MinSize(1).open(dir_fd)) as limit:
+            assert all(0 <= count < 1 << 54 for count in limit.counts)
+            limit.try_sample(2)
+            limit.give_back(1)
+    finally:
+        os.close(dir_fd)
+
+
 ACTS: dict[str, Callable[[Path], object]] = {
     "read": _read,
     "pread": lambda path: _read(path, io="pread"),
@@ -166,6 +203,8 @@ ACTS: dict[str, Callable[[Path], object]] = {
     "append shared": lambda path: _write(path, shared=True),
     "change": lambda path: _write(path, "r+"),
     "replace": lambda path: _write(path, "w"),
+    "consume": use_cursor,
+    "limit": use_limiter,
     "unlink": tb.TensorBlob.unlink,
 }
 READS = ("read", "pread", "read by a cache", "info", "verify", "verify quickly")

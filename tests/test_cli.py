@@ -510,3 +510,14 @@ def test_follow_says_that_the_blob_was_moved_away(tmp_path: Path) -> None:
         exit_code, complaint = ended(child)
     assert exit_code == 1
     assert re.fullmatch(r"tensorblob: .*was renamed or removed.*\n", complaint)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["info", "head", "verify", "follow", "copy", "recover"])
+def test_output_that_cannot_be_written_is_one_line_on_stderr(tmp_path: Path, command: str) -> None:
+    path = create(tmp_path / "x.blob", 3)
+    arguments = [command, path, *([tmp_path / "y.blob"] if command in ("copy", "recover") else [])]
+    with open("/dev/full", "w") as full, running(*arguments, stdout=full) as child:
+        _, said = child.communicate()
+    assert child.returncode == 1
+    assert said.startswith("tensorblob: ") and "No space left on device" in said and said.count("\n") == 1

@@ -22,14 +22,30 @@ import pytest
 import torch
 from api_support import create, elsewhere, photograph, stored
 from disk import without_platters
-from hostile import ACTS, CHECKPOINT, DURABLE, FIELD, ID, READS, ROWS, STATE, TAIL, crc32c, forge, signed_log, touch
+from hostile import (
+    ACTS,
+    CHECKPOINT,
+    DURABLE,
+    FIELD,
+    ID,
+    READS,
+    ROWS,
+    STATE,
+    TAIL,
+    crc32c,
+    forge,
+    signed_counts,
+    signed_log,
+    touch,
+    use_cursor,
+    use_limiter,
+)
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import tensorblob as tb
-from tensorblob.cursors import Cursor, read_position
-from tensorblob.limiter import MinSize
-from tensorblob.reader import open_store
+from tensorblob.cursors import Cursor
+from tensorblob.format import COUNTS_NBYTES, decode_counts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0 if "TENSORBLOB_FUZZ_EXAMPLES" in os.environ else 120)]
 
@@ -139,37 +155,16 @@ def test_nothing_is_read_through_a_symlink(tmp_path: Path, place: str, io: str) 
         assert [fault.file for fault in report.faults] == [place]
 
 
-def _cursor(path: Path) -> None:
-    dir_fd, _ = open_store(os.fspath(path))
-    try:
-        cursor = Cursor(dir_fd, "trainer")
-        cursor.acknowledge(5, 0)
-        cursor.close()
-        assert read_position(dir_fd, "trainer") == (5, 0)
-    finally:
-        os.close(dir_fd)
-
-
-def _limiter(path: Path) -> None:
-    dir_fd, _ = open_store(os.fspath(path))
-    try:
-        limit = MinSize(1).open(dir_fd)
-        limit.inserted(3)
-        limit.close()
-    finally:
-        os.close(dir_fd)
-
-
 @pytest.mark.parametrize("spoil", SPOILS)
 @pytest.mark.parametrize(
     ("place", "use"),
     [
-        ("cursors", _cursor),
-        ("cursors/trainer.json", _cursor),
-        ("cursors/.trainer.json", _cursor),
-        ("cursors/.trainer.lock", _cursor),
-        ("cursors", _limiter),
-        ("cursors/limiter.default.lock", _limiter),
+        ("cursors", use_cursor),
+        ("cursors/trainer.json", use_cursor),
+        ("cursors/.trainer.json", use_cursor),
+        ("cursors/.trainer.lock", use_cursor),
+        ("cursors", use_limiter),
+        ("cursors/limiter.default.lock", use_limiter),
     ],
 )
 def test_cursors_and_limiters_write_to_files_of_their_own_only(
@@ -321,8 +316,49 @@ def test_a_forged_cursor_is_corrupt(tmp_path: Path, row: Any) -> None:
     value = {"row": row, "history": 0, "crc32c": f"{crc32c(f'{row} 0'.encode()):08x}"}
     (path / "cursors" / "trainer.json").write_text(json.dumps(value))
     with pytest.raises(tb.Corrupt):
-        _cursor(path)
+        use_cursor(path)
     assert [fault.file for fault in tb.verify(path).faults] == ["cursors/trainer.json"]
+
+
+COUNTED = {"step": 4, "inserted": 30, "sampled": 20, "admitted": {"cd34": 2}}
+FORGED_COUNTS: dict[str, Any] = {
+    **{f"{name} of {n}": COUNTED | {name: n} for name in ("step", "inserted", "sampled") for n in (-1, 1.5, "1", None, *HUGE)},
+    **{f"{n} rows let in": COUNTED | {"admitted": {"cd34": n}} for n in (-1, 1.5, None, *HUGE)},
+    **{f"rows let in of {name[:20]!r}": COUNTED | {"admitted": {name: 2}}
+       for name in ("..", "../x", "/etc/passwd", "", "a\0", "x" * 300, "é")},
+    "rows let in of a thousand": COUNTED | {"admitted": {f"p{n}": 1 << 50 for n in range(1000)}},
+    "counts of something else": COUNTED | {"rows": 1},
+    "a list": [4, 30, 20, {}],
+    "nothing": b"",
+    "lists ten thousand levels deep": b"[" * 10_000,
+    "bytes that are no text": b'{"step":4,"admitted":{"\xff":1}}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [0, COUNTS_NBYTES, 2 * COUNTS_NBYTES])
+@pytest.mark.parametrize("case", FORGED_COUNTS)
+def test_forged_counts_are_refused_or_harmless(tmp_path: Path, case: str, place: int) -> None:
+    """With the right checksum, in either place of a limiter's file or behind them."""
+
+    def make(directory: Path) -> Path:
+        path = forge(directory / "x.blob")
+        text = signed_counts(COUNTED | {"step": 3}).ljust(place or COUNTS_NBYTES, b"\0")
+        forged = signed_counts(FORGED_COUNTS[case])
+        (path / "cursors" / "limiter.default.lock").write_bytes(
+            text + forged if place else forged.ljust(COUNTS_NBYTES) + text
+        )
+        return path
+
+    touch(make, tmp_path, ["limit", "verify", "append", "info"])
+
+
+def test_any_flipped_bit_of_a_limiters_counts_is_detected() -> None:
+    data = signed_counts(COUNTED)
+    assert decode_counts(data.ljust(COUNTS_NBYTES, b"\0")) is not None
+    for position in range(len(data)):
+        for bit in range(8):
+            flipped = data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+            assert decode_counts(flipped.ljust(COUNTS_NBYTES, b"\0")) is None, (position, bit)
 
 
 _counts = st.sampled_from([*range(13), 511, 512, 513, -1, *HUGE])

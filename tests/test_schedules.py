@@ -238,6 +238,24 @@ class CopyAndExtendFromWhatGoes(Scenario):
         self.other.write(rows(7))
 
 
+class RecoverAndVerifyBesideAWriter(CompactAndRefresh):
+    """Both take what they find for what it is: an intact blob, in one state, of which nothing is missing."""
+
+    def salvage(self) -> None:
+        least = self.acknowledged
+        found = tb.recover(self.path, self.at / "recovered.blob")
+        assert found.is_complete and not found.faults, found
+        assert stored(self.at / "recovered.blob") in self.states[least:]
+
+    def check_sums(self) -> None:
+        report = tb.verify(self.path)
+        assert report.ok, report.faults
+
+    @property
+    def actors(self) -> list[Actor]:
+        return [self.write, self.salvage, self.check_sums]
+
+
 # ---- several writers
 
 
@@ -498,6 +516,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
         OpenWhileOthersRead,
         CloseAndOpen,
         CopyAndExtendFromWhatGoes,
+        RecoverAndVerifyBesideAWriter,
         SharedCommits,
         SharedCommitsAndAReader,
         SharedCommitAndAPeersGeneration,

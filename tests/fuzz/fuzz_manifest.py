@@ -23,7 +23,21 @@ import atheris
 with atheris.instrument_imports(include=["tensorblob"]):
     import tensorblob  # noqa: F401
 
-from hostile import ACTS, CHECKPOINT, DURABLE, FIELD, ID, ROWS, TAIL, UUID, forge, signed_log, signed_schema, touch
+from hostile import (
+    ACTS,
+    CHECKPOINT,
+    DURABLE,
+    FIELD,
+    ID,
+    ROWS,
+    TAIL,
+    UUID,
+    forge,
+    signed_counts,
+    signed_log,
+    signed_schema,
+    touch,
+)
 
 PLACES = (
     "manifest.000001",
@@ -33,6 +47,7 @@ PLACES = (
     "commit.lock",
     "producers/ab12",
     f"blocks/data/{ID}",
+    "cursors/limiter.default.lock",
 )
 SIGNED = len(PLACES)
 """The case of a manifest of signed records, one a line."""
@@ -71,6 +86,7 @@ def seeds(directory: Path) -> None:
         b'{"generation":1,"poisoned":["ab12-1"]}',
         b'{"pid":1,"host":"h","consumers":["t"]}',
         ROWS,
+        signed_counts({"step": 1, "inserted": 3, "sampled": 2, "admitted": {"ab12": 4}}),
     ]
     for case, text in enumerate(texts):
         (directory / f"file-{case}").write_bytes(bytes([case]) + text)
