@@ -114,6 +114,8 @@ def choose_io(path: str, io: str | None) -> str:
         if io not in ("map", "pread"):
             raise ValueError(f"io must be 'map', 'pread' or None, got {io!r}")
         return io
+    if os.major(os.stat(path).st_dev):
+        return "map"  # on a device of this machine: those of networks, and others, have no device number of their own
     kind = filesystem_type(path)
     if kind in _NETWORK_FILESYSTEMS or kind.startswith("fuse."):
         warnings.warn(

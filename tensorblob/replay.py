@@ -95,9 +95,7 @@ def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
     )
     _check_tail(data[stop:], beyond, seed, stop, name, is_same_boot=is_same_boot)
 
-    durable_stop = max(
-        (op.offset for record in records for op in record.edit if type(op) is Durable), default=records[0].stop
-    )
+    durable_stop = max([op.offset for record in records for op in record.edit if type(op) is Durable], default=0)
     durable_stop = max(durable_stop, records[0].stop)
     snapshot = Snapshot.empty(len(store.schema))
     is_cut, edits, counted = False, 0, 0
@@ -110,7 +108,9 @@ def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
             limit = len(data) if is_same_boot else durable_stop
             while index + 1 < len(records) and records[index + 1].stop <= limit:
                 later = _all_grown(records[index + 1].edit)
-                if later is None or any(now[0] < then[0] for now, then in zip(later, tails, strict=True)):
+                if later is None or len(later) != len(tails):
+                    break
+                if later[0][0] < tails[0][0] if len(tails) == 1 else _shrink(tails, later):
                     break
                 tails, commits, index = later, commits + 1, index + 1
             record = records[index]
@@ -154,6 +154,10 @@ def _all_grown(edit: Edit) -> tuple[tuple[int, int], ...] | None:
     if len(edit) != 1 or type(edit[0]) is not Grow or None in edit[0].tails:
         return None
     return edit[0].tails  # type: ignore[return-value]
+
+
+def _shrink(tails: tuple[tuple[int, int], ...], later: tuple[tuple[int, int], ...]) -> bool:
+    return any(now[0] < then[0] for now, then in zip(later, tails, strict=True))
 
 
 def _is_mark(edit: Edit) -> bool:

@@ -275,6 +275,25 @@ def test_a_forged_record_is_refused_or_harmless(tmp_path: Path, case: str) -> No
     touch(make, tmp_path)
 
 
+@pytest.mark.parametrize("columns", [0, 1, 3])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_record_of_other_columns_than_there_are_is_refused(tmp_path: Path, columns: int, is_first: bool) -> None:
+    """Also among records that are read as one, since all of them say only how far the tails have grown."""
+    fields = [FIELD | {"name": "a"}, FIELD | {"name": "b"}]
+    checkpoint = [STATE, *(["splice", number, 0, 0, []] for number in range(2))]
+    tails = [["tail", number, ID, 512, 0, 10, crc32c(ROWS)] for number in range(2)]
+    good, bad = [["grow", [[10, crc32c(ROWS)]] * 2]], [["grow", [[10, crc32c(ROWS)]] * columns]]
+    records = [checkpoint, tails, *([bad, good] if is_first else [good, bad, good])]
+
+    def make(directory: Path) -> Path:
+        return forge(directory / "x.blob", records, fields)
+
+    (tmp_path / "opened").mkdir()
+    with pytest.raises(tb.Corrupt):
+        tb.TensorBlob.open(make(tmp_path / "opened"))
+    touch(make, tmp_path)
+
+
 FORGED_FIELDS: dict[str, list[Any]] = {
     **{f"a field called {name[:20]!r}": [FIELD | {"name": name}]
        for name in ("..", "/etc", "../x", "a/b", ".", "a..b", "a\0", "x" * 300, "a.b", "é", "\x1b[2J")},
@@ -369,7 +388,7 @@ _grown = st.none() | st.tuples(_counts, _crcs)
 OPERATIONS = st.one_of(
     st.tuples(st.just("block"), _columns, _ids, _counts, _crcs),
     st.tuples(st.just("tail"), _columns, _ids, _counts, _counts, _counts, _crcs),
-    st.tuples(st.just("grow"), st.lists(_grown, min_size=1, max_size=2)),
+    st.tuples(st.just("grow"), st.lists(_grown, min_size=1, max_size=3)),
     st.tuples(st.just("patch"), _columns, _ids, _counts, _counts, _crcs),
     st.tuples(st.just("splice"), _columns, _counts, _counts, st.lists(st.tuples(_ids, _counts, _counts), max_size=3)),
     st.tuples(st.sampled_from(["trim", "finish", "moved"]), _counts),
@@ -383,13 +402,15 @@ EDITS = st.lists(st.lists(OPERATIONS, min_size=1, max_size=3), max_size=3)
 @pytest.mark.parametrize("act", ACTS)
 @seed(SEED)
 @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-@given(edits=EDITS, is_begun=st.booleans())
+@given(edits=EDITS, is_begun=st.booleans(), columns=st.sampled_from([1, 2]))
 def test_whatever_edits_are_forged_nothing_but_our_errors_comes_of_them(
-    act: str, edits: list[Any], is_begun: bool
+    act: str, edits: list[Any], is_begun: bool, columns: int
 ) -> None:
-    records = [*(INTACT if is_begun else [CHECKPOINT]), *edits]
+    fields = [FIELD] if columns == 1 else [FIELD | {"name": name} for name in "ab"]
+    begun = [[STATE, *(["splice", number, 0, 0, []] for number in range(columns))]]
+    begun += [[[*TAIL[:1], number, *TAIL[2:]] for number in range(columns)]] if is_begun else []
     with tempfile.TemporaryDirectory(prefix="tensorblob-") as directory:
-        touch(lambda place: forge(place / "x.blob", records), Path(directory), [act])
+        touch(lambda place: forge(place / "x.blob", [*begun, *edits], fields), Path(directory), [act])
 
 
 # ---- bytes that are moved about
