@@ -5,6 +5,7 @@ Rows are int64 scalars, so that a row's number says who wrote it. No test waits 
 """
 
 import functools
+import gc
 import os
 import threading
 import types
@@ -216,6 +217,12 @@ async def at_every_wait(act: Callable[[int], Awaitable[tuple[bool, Any]]], most:
 
 
 # ---- what is left behind
+
+
+def files_before() -> dict[int, str]:
+    """`open_files`, once what earlier tests left has let go of its own."""
+    gc.collect()
+    return open_files()
 
 
 def open_files() -> dict[int, str]:

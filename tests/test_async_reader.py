@@ -21,6 +21,7 @@ from live_support import (
     cancelled_at,
     copies,
     create_ints,
+    files_before,
     ints,
     limited,
     open_files,
@@ -342,7 +343,7 @@ async def test_opening_can_be_cancelled_at_any_wait_and_leaks_nothing(tmp_path: 
             return int((await reader.read(0, 3)).sum())
 
     await work()
-    before = open_files()
+    before = files_before()
     count = await at_every_wait(lambda nth: cancelled_at(nth, work()))
     assert count > 0 and open_files() == before
     with anyio.move_on_after(0.05):

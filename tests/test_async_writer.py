@@ -26,6 +26,7 @@ from live_support import (
     cancelled_at,
     copies,
     create_ints,
+    files_before,
     held_up,
     ints,
     limited,
@@ -1037,7 +1038,7 @@ WRONG: list[dict[str, Any]] = [
 @limited
 async def test_wrong_options_raise_and_keep_no_lock(options: dict[str, Any], tmp_path: Path) -> None:
     path = create_ints(tmp_path / "x.blob", 3)
-    before = open_files()
+    before = files_before()
     with pytest.raises((ValueError, TypeError)):
         async with write_ints(path, **options):
             pass
@@ -1126,7 +1127,7 @@ async def test_opening_closing_and_cancelling_leaks_nothing(cycles: int, tmp_pat
     with anyio.fail_after(100):
         for _ in range(20):
             await cycle()
-        files, maps, threads = len(open_files()), map_count(), threading.active_count()
+        files, maps, threads = len(files_before()), map_count(), threading.active_count()
         for _ in range(cycles):
             await cycle()
         assert len(open_files()) <= files, open_files()

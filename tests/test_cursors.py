@@ -19,6 +19,7 @@ from live_support import (
     cancelled_at,
     copies,
     create_ints,
+    files_before,
     ints,
     limited,
     open_files,
@@ -247,7 +248,7 @@ async def test_taking_a_cursor_can_be_cancelled_at_any_wait_and_lets_it_go(tmp_p
 
         await work()
         for number in range(20):
-            before = open_files()
+            before = files_before()
             reached, _ = await cancelled_at(number, work())
             assert open_files() == before, f"cancelled at wait {number}"
             reached_new, _ = await cancelled_at(number, _begin(reader, f"new{number}"))
@@ -270,7 +271,7 @@ async def test_a_cursor_that_cannot_be_written_is_let_go(tmp_path: Path, monkeyp
     path = create_ints(tmp_path / "x.blob", 5)
     disk = Disk(monkeypatch)
     async with tb.open_reader(path) as reader:
-        before = open_files()
+        before = files_before()
         disk.fail("cursors/", lambda: tb.DiskFull(28, "no space left"))
         with pytest.raises(tb.DiskFull):
             async with reader.follow(cursor="c"):
@@ -420,7 +421,7 @@ async def test_following_by_a_damaged_cursor_raises_and_lets_it_go(tmp_path: Pat
     await consume(path, 1)
     (path / "cursors" / "c.json").write_text("{}")
     async with tb.open_reader(path) as reader:
-        before = open_files()
+        before = files_before()
         for _ in range(2):
             with pytest.raises(tb.Corrupt):
                 async with reader.follow(cursor="c"):

@@ -20,6 +20,7 @@ from live_support import (
     cancelled_at,
     copies,
     create_ints,
+    files_before,
     ints,
     limited,
     open_files,
@@ -568,7 +569,7 @@ async def test_followers_leak_nothing(tmp_path: Path) -> None:
     path = create_ints(tmp_path / "x.blob", LARGE)
     async with tb.open_reader(path) as reader:
         reader.blob.view(0, 10)
-        before = open_files()
+        before = files_before()
         for _ in range(100):
             follower = reader.follow(batch_size=1000)
             await anext(follower)

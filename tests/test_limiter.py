@@ -16,6 +16,7 @@ from live_support import (
     Disk,
     copies,
     create_ints,
+    files_before,
     held_up,
     ints,
     limited,
@@ -340,7 +341,7 @@ async def test_one_limiter_object_counts_each_blob_by_itself_or_refuses(tmp_path
 @limited
 async def test_limiters_leave_no_file_open(tmp_path: Path) -> None:
     path = create_ints(tmp_path / "x.blob", 5)
-    before = open_files()
+    before = files_before()
     async with write_ints(path, limiter=tb.MinSize(1)) as writer, tb.open_reader(path, limiter=tb.MinSize(1)) as reader:
         await writer.append(ints(0, 1))
         await reader.sample(1)
