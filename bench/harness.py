@@ -19,6 +19,7 @@ from __future__ import annotations
 import cProfile
 import gc
 import json
+import math
 import mmap
 import os
 import platform
@@ -38,6 +39,7 @@ T = TypeVar("T")
 Repetition = Callable[[], float]
 """Does the work once and returns its cost in seconds per unit of work."""
 
+FEWEST = 5  # rounds
 LIMIT_MOVED = 0.15  # a round is thrown away when its limit is this far from the median limit
 NULL_TOLERANCE = 0.03
 MADV_POPULATE_WRITE = 23
@@ -102,6 +104,7 @@ class Result:
     unit: str = "s"
     unit_nbytes: int | None = None  # given: a race of rates, costs print as GB/s
     size: int | None = None  # given: a point of a curve of cost against size
+    axis: str = "rows"  # what the sizes count
 
     @property
     def verdict(self) -> str:
@@ -182,6 +185,7 @@ class Bench:
     profile: bool = False
     results: list[Result] = field(default_factory=list)
     patience: int = 3  # at most so many times the rounds that are wanted, while the limit does not hold still
+    patience_s: float = math.inf  # after that no more rounds than FEWEST
     show: Callable[[Result], None] = print_result
 
     def race(
@@ -192,6 +196,7 @@ class Bench:
         unit_nbytes: int | None = None,
         repetitions: int | None = None,
         size: int | None = None,
+        axis: str = "rows",
     ) -> None:
         """Race the contenders against the limit and record one result for each."""
         wanted = repetitions or self.repetitions
@@ -202,7 +207,10 @@ class Bench:
             entry.repetition()
         gc.collect()
         gc.freeze()  # a collection inside a repetition now only looks at that repetition's objects
+        start = time.perf_counter()
         while len(kept) < wanted and len(rounds) < self.patience * wanted:
+            if len(rounds) >= FEWEST and time.perf_counter() - start > self.patience_s:
+                break
             costs = [0.0] * len(entries)
             for which in random.sample(range(len(entries)), len(entries)):
                 costs[which] = entries[which].repetition()
@@ -232,6 +240,7 @@ class Bench:
                     thrown_away,
                     unit_nbytes=unit_nbytes,
                     size=size,
+                    axis=axis,
                 )
             )
         if self.profile:
@@ -247,11 +256,13 @@ class Bench:
         limit_value: float,
         target: Target | None,
         unit: str = "s",
+        size: int | None = None,
+        axis: str = "rows",
     ) -> None:
         """Record a figure that needs no race next to a number: a given bound, or the same figure earlier in the run."""
         spread, limit_spread = Spread.of([value]), Spread.of([limit_value])
         ratio = Spread.of([value / limit_value if limit_value else float("inf") if value else 1.0])
-        self.record(Result(workload, name, spread, limit, limit_spread, ratio, target, unit=unit))
+        self.record(Result(workload, name, spread, limit, limit_spread, ratio, target, unit=unit, size=size, axis=axis))
 
     def against(self, contender: str, bound: str, bound_s: float, workload: str | None = None) -> None:
         """Hold the last race's figure of that contender against an absolute target, in seconds."""

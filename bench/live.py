@@ -67,10 +67,11 @@ def _delays_s(bench: Bench, job: Callable[[Path, Any], None]) -> list[float]:
     with bench.fresh_directory("follow") as directory:
         path = directory / "clock.blob"
         results = spawn.Queue()
-        with tb.TensorBlob.open(path, "w", dtype="float64", shape=8) as blob:
-            process = spawn.Process(target=job, args=(path, results))
-            process.start()
-            results.get()
+        tb.TensorBlob.open(path, "w", dtype="float64", shape=8).close()
+        process = spawn.Process(target=job, args=(path, results))
+        process.start()
+        results.get()  # it has imported all, opened the blob, and waits
+        with tb.TensorBlob.open(path, "a") as blob:
             for _ in range(COMMITS):
                 time.sleep(PAUSE_S)
                 blob.write(torch.full((1, 8), time.monotonic(), dtype=torch.float64))

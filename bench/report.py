@@ -1,4 +1,4 @@
-"""RESULTS.md and its plots, from the JSON of a run of `compare.py`.
+"""RESULTS.md and its plots, from the JSON of a complete run.
 
 python bench/report.py bench/results/<date>.json
 """
@@ -15,29 +15,38 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from harness import Result, Spread
+from harness import Result, Spread, Target
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
 
 OURS = "tensorblob"
 COLOURS = {OURS: "#1a7f37", "tensorblob 0.3.0": "#8ac99a"}
+SUPER_LINEAR = 1.1
 
 
 def result_of(values: dict[str, Any]) -> Result:
-    spreads = {name: Spread(**values[name]) for name in ("cost", "limit_cost", "ratio")}
-    return Result(**{name: value for name, value in values.items() if name != "verdict"} | spreads)
+    more: dict[str, Any] = {name: Spread(**values[name]) for name in ("cost", "limit_cost", "ratio")}
+    more["target"] = Target(**values["target"]) if values["target"] else None
+    return Result(**{name: value for name, value in values.items() if name != "verdict"} | more)
 
 
 def slope_of(curve: Iterable[Result]) -> float:
-    """The exponent of a power law fitted to the medians: 0 is flat, 1 grows as the rows do."""
-    points = [(math.log(result.size or 1), math.log(result.cost.median)) for result in curve]
+    """The exponent of a power law fitted to the medians: 0 is flat, 1 grows as the size does. Sizes of 0 are left out."""
+    points = [
+        (math.log(result.size), math.log(result.cost.median))
+        for result in curve
+        if result.size and result.cost.median > 0
+    ]
+    if len(points) < 2:
+        return math.nan
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
     return float(sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points))
 
 
-def file_name(workload: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", workload.lower()).strip("-") + ".png"
+def file_name(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") + ".png"
 
 
 def plot_bars(path: Path, workload: str, results: list[Result]) -> None:
@@ -51,13 +60,14 @@ def plot_bars(path: Path, workload: str, results: list[Result]) -> None:
     names = [result.contender for result in results]
     axes.barh(names, medians, xerr=(below, above), color=[COLOURS.get(name, "#9aa4b2") for name in names])
     for row, result in enumerate(results):
-        axes.annotate(
-            result.show_cost(result.cost.median), (result.ratio.high, row), (6, -3), textcoords="offset points"
-        )
-    axes.axvline(1, color="black", linewidth=1, linestyle="--")
-    axes.set_xscale("log")
+        place = (max(result.ratio.high, 0), row)
+        axes.annotate(result.show_cost(result.cost.median), place, (6, -3), textcoords="offset points")
+    if results[0].null is not None:
+        axes.axvline(1, color="black", linewidth=1, linestyle="--")
+        axes.set_xscale("log")
     axes.margins(x=0.3)
-    axes.set_xlabel(f"× {results[0].limit} ({'higher' if is_rate else 'lower'} is better)")
+    measure = f"× {results[0].limit}" if results[0].limit else results[0].unit
+    axes.set_xlabel(f"{measure} ({'higher' if is_rate else 'lower'} is better)")
     axes.set_title(workload, loc="left")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -74,9 +84,32 @@ def plot_curves(path: Path, workload: str, results: list[Result]) -> None:
         )
         colour = line[0].get_color()
         axes.fill_between(sizes, [c.low for c in costs], [c.high for c in costs], alpha=0.12, color=colour)
-    limits = {result.size or 0: result.limit_cost.median for result in results}
-    axes.plot(list(limits), list(limits.values()), "k--", label=results[0].limit, linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="rows", ylabel="seconds")
+    if results[0].null is not None:
+        limits = {result.size or 0: result.limit_cost.median for result in results}
+        axes.plot(list(limits), list(limits.values()), "k--", label=results[0].limit, linewidth=1)
+    unit = "seconds" if results[0].unit == "s" else results[0].unit
+    sizes = sorted({result.size or 0 for result in results})
+    axes.set_xscale(**({"value": "log"} if sizes[0] else {"value": "symlog", "linthresh": 1}))
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(yscale="log", xlabel=results[0].axis, ylabel=unit)
+    axes.set_title(workload, loc="left")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_latencies(path: Path, workload: str, latencies: dict[str, Any]) -> None:
+    """The share that took longer than so long, both on log axes: the tail is what matters."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, found in latencies.items():
+        shares, seconds = zip(*found["curve"], strict=True)
+        style = {"color": "black", "linestyle": "--"} if name == "limit" else {"color": COLOURS.get(name)}
+        axes.plot([1e6 * s for s in seconds], shares, label=name, linewidth=2.5 if name == OURS else 1.2, **style)
+    axes.set(xscale="log", yscale="log", xlabel="µs", ylabel="share that took longer")
+    axes.set_yticks([1, 0.5, 0.1, 0.01, 0.001], ["all", "half", "1 in 10", "1 in 100", "1 in 1000"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     axes.set_title(workload, loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
@@ -90,69 +123,137 @@ def curves_of(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 def table_of(results: list[Result]) -> list[str]:
     is_curve, is_rate = results[0].size is not None, results[0].unit_nbytes is not None
-    lines = [f"| system |{' rows |' if is_curve else ''} median (min–max) | × {results[0].limit} |"]
-    lines.append("|---|" + "---:|" * (3 if is_curve else 2))
+    headings = ["system", *([results[0].axis] if is_curve else []), "median (min–max)"]
+    headings += [f"× {results[0].limit}"] if results[0].limit else []
+    lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
     for result in sorted(results, key=lambda r: (r.size or 0, -r.ratio.median if is_rate else r.ratio.median)):
         name = f"**{result.contender}**" if result.contender == OURS else result.contender
-        rows = f" {result.size:,} |" if is_curve else ""
-        lines.append(f"| {name} |{rows} {result.show_costs()} | {result.show_ratios()} |")
+        cells = [name, *([f"{result.size:,}"] if is_curve else []), result.show_costs()]
+        lines.append(f"| {' | '.join([*cells, *([result.show_ratios()] if result.limit else [])])} |")
+    return lines
+
+
+def targets_of(results: Iterable[Result]) -> list[str]:
+    """The engine's and the live service's targets, and beside them what was measured for information."""
+    lines = [
+        "| work | what | median (min–max) | limit | ratio (min–max) | target | |",
+        "|---|---|---:|---|---:|---:|---|",
+    ]
+    for result in results:
+        limit = f"{result.limit}: {result.show_cost(result.limit_cost.median)}"
+        cells = (result.workload, result.contender, result.show_costs(), limit, result.show_ratios())
+        lines.append("| " + " | ".join((*cells, str(result.target or ""), result.verdict)) + " |")
     return lines
 
 
 def glance_of(results: list[Result]) -> list[str]:
-    """Ours beside the best of the others, workload by workload; of a curve, its largest size."""
+    """Ours beside the best of the others, workload by workload; of a curve, the largest size that both did."""
     lines = [
         "| workload | tensorblob | the best of the others | ours is × as fast | limit |",
         "|---|---:|---|---:|---:|",
     ]
-    for workload in workload_titles(results):
-        found = [result for result in results if result.workload == workload]
-        largest = max(result.size or 0 for result in found)
-        found = sorted((r for r in found if (r.size or 0) == largest), key=lambda result: result.cost.median)
-        ours = next((result for result in found if result.contender == OURS), None)
-        other = next((result for result in found if not result.contender.startswith(OURS)), None)
-        if ours is None or other is None:
+    for workload, found in by_workload(results):
+        if found[0].null is None:  # no race: memory and disk
             continue
-        title = workload + (f" ({largest:,})" if largest else "")
-        shown = [ours.show_cost(ours.cost.median), f"{other.contender}: {other.show_cost(other.cost.median)}"]
+        pair = ours_and_best(found)
+        if pair is None:
+            continue
+        ours, other = pair
+        title = workload + (f" ({ours.size:,})" if ours.size else "")
+        best = f"{other.contender}: {other.show_cost(other.cost.median)}"
         ratio = other.cost.median / ours.cost.median  # of rates too: they are kept as seconds
-        lines.append(f"| {title} | {shown[0]} | {shown[1]} | {ratio:.2f} | {ours.show_cost(ours.limit_cost.median)} |")
+        limit = ours.show_cost(ours.limit_cost.median)
+        lines.append(f"| {title} | {ours.show_cost(ours.cost.median)} | {best} | {ratio:.2f} | {limit} |")
     return lines
 
 
+def ours_and_best(results: list[Result]) -> tuple[Result, Result] | None:
+    for size in sorted({result.size or 0 for result in results}, reverse=True):
+        found = sorted((r for r in results if (r.size or 0) == size), key=lambda result: result.cost.median)
+        ours = next((result for result in found if result.contender == OURS), None)
+        other = next((result for result in found if not result.contender.startswith(OURS)), None)
+        if ours is not None and other is not None:
+            return ours, other
+    return None
+
+
+def ahead_of_ours(results: list[Result]) -> list[str]:
+    """Who is ahead, at any size; the earlier version of ours too."""
+    ours = {result.size: result.cost.median for result in results if result.contender == OURS}
+    return sorted({r.contender for r in results if r.cost.median < ours.get(r.size, 0.0)})
+
+
+def latencies_of(latencies: dict[str, Any]) -> list[str]:
+    lines = ["| one by one | p50 | p99 | p99.9 | longest | of |", "|---|" + "---:|" * 5]
+    for name, found in sorted(latencies.items(), key=lambda pair: pair[1]["p50"]):
+        shown = [f"{found[share] * 1e6:,.1f} µs" if share in found else "" for share in ("p50", "p99", "p99.9")]
+        name = f"**{name}**" if name == OURS else name
+        lines.append(f"| {name} | {' | '.join(shown)} | {found['curve'][-1][1] * 1e6:,.0f} µs | {found['count']:,} |")
+    return lines
+
+
+def section(directory: Path, run: dict[str, Any], workload: str, found: list[Result]) -> list[str]:
+    """A workload's table and plot, and what has to be said about them."""
+    gives_up = {name: system["gives_up"] for name, system in run["systems"].items()}
+    is_curve, is_race = found[0].size is not None, found[0].null is not None
+    plot = directory / file_name(workload)
+    (plot_curves if is_curve else plot_bars)(plot, workload, found)
+    lines = ["", f"## {workload}", "", *table_of(found), "", f"![{workload}]({plot.name})"]
+    if workload in run["notes"]:
+        lines += ["", run["notes"][workload]]
+    if nulls := sorted({f"{result.null:.2f}" for result in found if not result.null_holds}):
+        lines += ["", f"Unsteady: the limit against itself was {', '.join(nulls)}."]
+    if is_curve:
+        slopes = {name: slope_of(curve) for name, curve in curves_of(found).items()}
+        slopes = {name: slope for name, slope in slopes.items() if not math.isnan(slope)}
+        listed = ", ".join(f"{name} {slope:+.2f}" for name, slope in slopes.items())
+        axis = found[0].axis
+        lines += ["", f"Fitted exponent of cost against {axis} (0 is flat, 1 grows as the {axis} do): {listed}."]
+        if slopes.get(OURS, 0.0) > SUPER_LINEAR:
+            lines += ["", "**Ours grows faster than its size: a bug.**"]
+    for name in ahead_of_ours(found) if is_race else ():
+        lines += ["", f"{name} is ahead; it gives up {gives_up.get(name) or 'nothing that we know of.'}"]
+    if latencies := run["latencies"].get(workload):
+        plot = directory / file_name(f"{workload} latencies")
+        plot_latencies(plot, workload, latencies)
+        lines += ["", *latencies_of(latencies), "", f"![{workload}, one by one]({plot.name})"]
+    absent = run["absent"].get(workload, {})
+    return lines + [line for name, reason in absent.items() for line in ("", f"Without {name}: {reason}.")]
+
+
 def write_report(json_path: Path) -> list[Path]:
-    """Writes RESULTS.md and the plots next to the JSON, and returns their paths."""
+    """Writes RESULTS.md and the plots next to the JSON, and returns its path. Plots of an earlier run go."""
     run = json.loads(json_path.read_text())
-    results = [result_of(values) for values in run["results"]]
-    directory, written = json_path.parent, []
+    directory = json_path.parent
     about = run["machine"]
     load = " to ".join(f"{about[when][0]:.1f}" for when in ("load", "load_after"))
     machine = f"{about['system']}, {about['processors']} processors, {about['filesystem']}, load {load}"
+    for plot in directory.glob("*.png"):
+        plot.unlink()
     lines = [
         "# Side by side",
         "",
         f"Run of {json_path.stem}: {machine}, Python {about['python']}.",
-        f"Written by `bench/compare.py`; all figures are in [{json_path.name}]({json_path.name}).",
+        f"Written by `make bench`; all figures are in [{json_path.name}]({json_path.name}).",
         "",
         "A ratio is to the limit measured in the same round, and the median of the rounds counts. A row whose limit against",
         "itself did not come out at 1.00 ± 0.03 in that race is on unsteady ground; it is marked under the table.",
     ]
-    lines += ["", "## At a glance", "", *glance_of(results)]
-    for workload in workload_titles(results):
-        found = [result for result in results if result.workload == workload]
-        plot = directory / file_name(workload)
-        (plot_bars if found[0].size is None else plot_curves)(plot, workload, found)
-        written.append(plot)
-        lines += ["", f"## {workload}", "", *table_of(found), "", f"![{workload}]({plot.name})"]
-        if nulls := sorted({f"{result.null:.2f}" for result in found if not result.null_holds}):
-            lines += ["", f"Unsteady: the limit against itself was {', '.join(nulls)}."]
-        if found[0].size is not None:
-            slopes = {name: slope_of(curve) for name, curve in curves_of(found).items() if len(curve) > 1}
-            listed = ", ".join(f"{name} {slope:+.2f}" for name, slope in slopes.items())
-            lines += ["", f"Fitted exponent of cost against rows (0 is flat, 1 grows as the rows do): {listed}."]
-        lines += [
-            line for name, reason in run["absent"][workload].items() for line in ("", f"Without {name}: {reason}.")
-        ]
+    results = [result_of(values) for values in run["results"]]
+    targets = [result_of(values) for values in run["targets"]]
+    if results:
+        lines += ["", "## At a glance", "", *glance_of(results)]
+    if targets:
+        missed = [result for result in targets if result.verdict.startswith("MISS")]
+        lines += ["", "## Targets", "", *targets_of(targets)]
+        lines += ["", f"{len(missed)} missed. A `?` marks a verdict on unsteady ground; no target: for information."]
+    for workload, found in by_workload(results):
+        lines += section(directory, run, workload, found)
+    measured = {workload for workload, _ in by_workload(results)}
+    for workload in run["absent"]:  # those that have only figures under other titles
+        if workload not in measured and (absent := run["absent"][workload]):
+            lines += ["", f"Of “{workload}”:"]
+            lines += [line for name, reason in absent.items() for line in ("", f"Without {name}: {reason}.")]
     lines += ["", "## How each is used", ""]
     for name, system in run["systems"].items():
         versions = ", ".join(f"{package} {version}" for package, version in system["versions"].items())
@@ -161,11 +262,14 @@ def write_report(json_path: Path) -> list[Path]:
     lines += [f"- **{name}**: not measured: {reason}" for name, reason in run["missing"].items()]
     results_path = directory / "RESULTS.md"
     results_path.write_text("\n".join(lines) + "\n")
-    return [results_path, *written]
+    return [results_path]
 
 
-def workload_titles(results: Iterable[Result]) -> list[str]:
-    return list(dict.fromkeys(result.workload for result in results))
+def by_workload(results: Iterable[Result]) -> list[tuple[str, list[Result]]]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.workload, []).append(result)
+    return list(found.items())
 
 
 if __name__ == "__main__":

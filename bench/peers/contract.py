@@ -13,10 +13,20 @@ A module whose readers see new rows as they come also has one or both of
 which open a store of one array in another process than the writer's, call `ready`, then `seen` with each row that is new
 until that says True. `follow` sleeps until there is more, by the library's own call; `look` asks all the time, at the price
 of a core.
+
+And where the library has a way of its own, also
+
+    Writer.overwrite(first_row, rows)     change rows that are there; one array
+    Writer.extend(path)                   append all rows of another store of its kind (else they are read and appended)
+    Writer.append_concurrently(rows)      an append that many threads may be in at once (else they take turns at a lock)
+    class Ring                            a Writer of one array that keeps the newest `capacity_rows` rows
+    class Producers                       many appends at once, where threads are not its way (see `work.Threads`)
+    def writer_of_blocks(path, fields, block_rows)     a Writer whose blocks, a file each, hold so many rows
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -73,7 +83,10 @@ Seen = Callable[[torch.Tensor], bool]
 
 
 def look_all_the_time(
-    count_rows: Callable[[], int], row: Callable[[int], torch.Tensor], ready: Callable[[], object], seen: Seen
+    count_rows: Callable[[], int],
+    row: Callable[[int], torch.Tensor],
+    ready: Callable[[], object],
+    seen: Seen,
 ) -> None:
     """What `look` is, of a library that can say how many rows there are now."""
     rows = count_rows()
@@ -83,6 +96,12 @@ def look_all_the_time(
             rows += 1
             if seen(row(rows - 1)):
                 return
+        elif pause_s:
+            time.sleep(pause_s)
+
+
+pause_s = 0.0
+"""Between two looks; a process with many such readers sets it, or they would take all cores from the writer."""
 
 
 def refuse_sync(sync: bool, reason: str) -> None:

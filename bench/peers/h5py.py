@@ -45,6 +45,10 @@ class Writer:
         if self.sync_fd is not None:
             os.fsync(self.sync_fd)
 
+    def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
+        self.datasets["rows"][first_row : first_row + len(rows)] = rows.numpy()
+        self.datasets["rows"].flush()
+
     def close(self) -> None:
         self.file.close()
 

@@ -15,26 +15,31 @@ from .contract import Fields, Seen, look_all_the_time, one_array, refuse_sync
 NAME = "Lance"
 PACKAGES = ("pylance", "pyarrow")
 HOW = (
-    "Rows as a fixed-size list; `lance.write_dataset(mode='append')`, a version an append. Reads: `take`, `to_batches`; "
-    "Arrow's memory is handed to torch without a copy."
+    "Rows as a fixed-size list; `lance.write_dataset(mode='append')`, a version an append, without a sync; merging is the "
+    "same call, given the other dataset. Reads: `take`, `to_batches`; Arrow's memory is handed to torch without a copy."
 )
-GIVES_UP = "small appends: each makes files and a version, which are compacted later."
+GIVES_UP = "small appends: each makes files and a version, which are compacted later; a sync of what was committed."
 
 
 class Writer:
     def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
-        refuse_sync(sync, "no documented promise about power loss on local files")
+        refuse_sync(sync, "on local files `write_dataset` writes and renames, and never syncs")
         _, self.shape = one_array(fields)
         self.path = str(path)
         self.dataset: lance.LanceDataset | None = None
 
     def append(self, rows: torch.Tensor) -> None:
         values = pa.array(rows.numpy().reshape(-1))
-        table = pa.table({"rows": pa.FixedSizeListArray.from_arrays(values, int(np.prod(self.shape)))})
+        self._write(pa.table({"rows": pa.FixedSizeListArray.from_arrays(values, int(np.prod(self.shape)))}))
+
+    def extend(self, path: Path) -> None:
+        self._write(lance.dataset(str(path)))
+
+    def _write(self, rows: pa.Table | lance.LanceDataset) -> None:
         if self.dataset is None:
-            self.dataset = lance.write_dataset(table, self.path)
+            self.dataset = lance.write_dataset(rows, self.path)
         else:
-            self.dataset = lance.write_dataset(table, self.dataset, mode="append")
+            self.dataset = lance.write_dataset(rows, self.dataset, mode="append")
 
     def close(self) -> None:
         del self.dataset

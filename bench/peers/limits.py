@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from .contract import Fields, Rows, Seen, columns_of, is_one_array, look_all_the_time
+from .contract import Fields, Rows, Seen, columns_of, is_one_array, look_all_the_time, one_array
 
 NAME = "limit"
 PACKAGES = ("torch",)
 HOW = (
     "`os.pwrite` at the end of a file a column, space allocated ahead, nothing that says how many rows there are; "
-    "with sync, one `fdatasync` a column. Reads: `index_select` and slices of tensors in memory. "
-    "Another process asks `fstat` all the time."
+    "with sync, one `fdatasync` a column. Many producers are one loop, merging is `shutil.copyfile`. Reads: `index_select` "
+    "and slices of tensors in memory, or from the disk `os.preadv`. Another process asks `fstat` all the time."
 )
 
 libc = ctypes.CDLL(None)
@@ -27,11 +28,13 @@ FALLOC_FL_KEEP_SIZE = 1
 class Writer:
     def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
         path.mkdir()
+        self.path = path
         self.sync, self.columns, self.offsets = sync, {}, dict.fromkeys(fields, 0)
         for name, (dtype, shape) in fields.items():
             nbytes = torch.empty(shape, dtype=getattr(torch, dtype)).nbytes
             self.columns[name] = os.open(path / name, os.O_CREAT | os.O_RDWR)
             libc.fallocate(self.columns[name], FALLOC_FL_KEEP_SIZE, 0, capacity_rows * nbytes)
+        self.nbytes = capacity_rows * nbytes  # of the last column
         if is_one_array(fields) and not sync:
             self.fd, self.offset = self.columns["rows"], 0
             self.append = self._append_one
@@ -46,9 +49,31 @@ class Writer:
             for fd in self.columns.values():
                 os.fdatasync(fd)
 
+    def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
+        os.pwrite(self.fd, rows.numpy(), first_row * rows[0].nbytes)
+
+    def extend(self, path: Path) -> None:
+        shutil.copyfile(path / "rows", self.path / "rows")
+
     def close(self) -> None:
         for fd in self.columns.values():
             os.close(fd)
+
+
+class Ring(Writer):
+    def _append_one(self, rows: torch.Tensor) -> None:
+        self.offset = (self.offset + os.pwrite(self.fd, rows.numpy(), self.offset)) % self.nbytes
+
+
+class Producers(Writer):
+    """All that n producers append, by one."""
+
+    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool, producers: int) -> None:
+        super().__init__(path, fields, capacity_rows, sync)
+
+    def append_all(self, rows: torch.Tensor, count: int) -> None:
+        for _ in range(count):
+            self.append(rows)
 
 
 class Reader:
@@ -76,6 +101,32 @@ class Reader:
 
     def close(self) -> None:
         pass
+
+
+class DiskReader:
+    """One array, read by the system's own calls each time."""
+
+    def __init__(self, path: Path, fields: Fields) -> None:
+        dtype, self.shape = one_array(fields)
+        self.dtype = getattr(torch, dtype)
+        self.fd = os.open(path / "rows", os.O_RDONLY)
+        self.row_nbytes = torch.empty(self.shape, dtype=self.dtype).nbytes
+        self.rows = os.fstat(self.fd).st_size // self.row_nbytes
+
+    def batch(self, indices: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(len(indices), *self.shape, dtype=self.dtype)
+        for row, index in zip(out.numpy(), indices.tolist(), strict=True):
+            os.preadv(self.fd, [row], index * self.row_nbytes)
+        return out
+
+    def chunks(self, chunk_rows: int) -> Iterator[torch.Tensor]:
+        buffer = torch.empty(chunk_rows, *self.shape, dtype=self.dtype)
+        for start in range(0, self.rows, chunk_rows):
+            nbytes = os.preadv(self.fd, [buffer.numpy()], start * self.row_nbytes)
+            yield buffer[: nbytes // self.row_nbytes]
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 def open_and_read_last(path: Path, fields: Fields, index: int) -> bytes:

@@ -15,7 +15,8 @@ NAME = "LMDB"
 PACKAGES = ("lmdb",)
 HOW = (
     "Keys in order, `putmulti(append=True)`, one transaction an append (`sync=False` unless asked for). A row is one value, "
-    "its fields side by side. Reads: one read transaction with `buffers=True`, `get`, `getmulti`, a cursor."
+    "its fields side by side. A ring deletes the oldest keys in the same transaction. Reads: one read transaction with "
+    "`buffers=True`, `get`, `getmulti`, a cursor."
 )
 GIVES_UP = "rows that lie side by side (a scan or a batch copies them one by one), growth beyond `map_size`."
 
@@ -39,19 +40,39 @@ class Writer:
             for name, column in columns_of(rows).items():
                 packed[name] = column.numpy()
             data = packed.tobytes()
-        size, first = self.record.itemsize, self.rows
-        count = len(data) // size
         with self.env.begin(write=True) as transaction:
-            if count == 1:
-                transaction.put(first.to_bytes(8, "big"), data, append=True)
-            else:
-                values = memoryview(data)
-                items = [((first + n).to_bytes(8, "big"), values[n * size : (n + 1) * size]) for n in range(count)]
-                transaction.cursor().putmulti(items, append=True)
-        self.rows += count
+            self.rows += self._put(transaction, self.rows, data, append=True)
+
+    def _put(self, transaction: lmdb.Transaction, first: int, data: bytes, append: bool) -> int:
+        size, count = self.record.itemsize, len(data) // self.record.itemsize
+        if count == 1:
+            transaction.put(first.to_bytes(8, "big"), data, append=append)
+        else:
+            values = memoryview(data)
+            items = [((first + n).to_bytes(8, "big"), values[n * size : (n + 1) * size]) for n in range(count)]
+            transaction.cursor().putmulti(items, append=append)
+        return count
+
+    def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
+        with self.env.begin(write=True) as transaction:
+            self._put(transaction, first_row, rows.numpy().tobytes(), append=False)
 
     def close(self) -> None:
         self.env.close()
+
+
+class Ring(Writer):
+    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
+        super().__init__(path, fields, 2 * capacity_rows, sync)
+        self.capacity_rows = capacity_rows
+
+    def append(self, rows: torch.Tensor) -> None:
+        with self.env.begin(write=True) as transaction:
+            self.rows += self._put(transaction, self.rows, rows.numpy().tobytes(), append=True)
+            cursor = transaction.cursor()
+            cursor.first()
+            for _ in range(int(transaction.stat()["entries"]) - self.capacity_rows):
+                cursor.delete()
 
 
 class Reader:

@@ -32,6 +32,9 @@ class Writer:
         else:
             np_ninja.extend(self.map, rows.numpy())
 
+    def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
+        np_ninja.open_existing(self.path, mode="r+")[first_row : first_row + len(rows)] = rows.numpy()
+
     def close(self) -> None:
         del self.map
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,6 +16,7 @@ from . import SYSTEMS
 from .jobs import Job
 
 BENCH = Path(__file__).resolve().parent.parent
+PATIENCE_S = 1800
 PUBLISHED_PYTHON = BENCH.parent / ".venv-bench-published" / "bin" / "python"
 
 
@@ -41,21 +43,27 @@ class System:
             python = str(PUBLISHED_PYTHON)
             environment.pop("PYTHONPATH", None)
             if not PUBLISHED_PYTHON.exists():
-                raise Missing(f"no {PUBLISHED_PYTHON.relative_to(BENCH.parent)}: `make bench-peers` installs it")
+                raise Missing(f"no {PUBLISHED_PYTHON.relative_to(BENCH.parent)}: `make bench` installs it")
         elif key == "ours":
             environment["PYTHONPATH"] = str(BENCH.parent)
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
+        self._command, self._environment = [python, "-m", "peers.worker", key], environment
+        self._start()
+        self.name, self.how, self.gives_up = key, "", ""
+        self.versions: dict[str, str] = {}
+        self.latencies_s: list[list[float]] = []
+        """Of the repetitions of this job, one by one, where the job takes such."""
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
-            [python, "-m", "peers.worker", key],
+            self._command,
             cwd=BENCH,
-            env=environment,
+            env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.name, self.how, self.gives_up = key, "", ""
-        self.versions: dict[str, str] = {}
 
     def introduce(self) -> None:
         """Wait until it has imported its library; raises Missing."""
@@ -67,11 +75,21 @@ class System:
         self.how, self.gives_up = introduction["how"], introduction["gives_up"]
 
     def prepare(self, job: Job, directory: Path) -> None:
+        if self._process.poll() is not None:  # it fell over what it did before
+            self._start()
+            self.introduce()
+        self.latencies_s = []
         self._ask({"do": "prepare", "job": asdict(job), "directory": str(directory)})
 
     def repeat(self) -> float:
-        cost: float = self._ask({"do": "repeat"})["cost"]
-        return cost
+        answer = self._ask({"do": "repeat"})
+        if answer["latencies_s"]:
+            self.latencies_s.append(answer["latencies_s"])
+        return float(answer["cost"])
+
+    def weigh(self) -> dict[str, float]:
+        figures: dict[str, float] = self._ask({"do": "weigh"})["figures"]
+        return figures
 
     def finish(self) -> None:
         self._ask({"do": "finish"})
@@ -97,6 +115,10 @@ class System:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:
+            self._process.kill()
+            self._process.wait()
+            raise Refused(self, f"did not answer within {PATIENCE_S} s")
         if not (line := self._process.stdout.readline()):
             raise Refused(self, f"its process ended: {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)

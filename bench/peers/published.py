@@ -17,16 +17,19 @@ if not version("tensorblob").startswith("0.3."):
 
 NAME = "tensorblob 0.3.0"
 PACKAGES = ("tensorblob", "tensordict", "torch")
-HOW = "`write`, then `flush`, which rewrites the status file that readers open by; `TensorDB` for several fields."
+HOW = (
+    "`write`, then `flush`, which rewrites the status file that readers open by; `TensorDB` for several fields; `extend` as "
+    "it is by default, which copies whole blocks."
+)
 GIVES_UP = "a commit that a crash cannot tear (the status file is rewritten in place), checksums, sync."
 
 
 class Writer:
-    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
+    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool, **more: int) -> None:
         refuse_sync(sync, "`flush` writes the status file; nothing is synced")
         if is_one_array(fields):
             dtype, shape = fields["rows"]
-            self.blob = TensorBlob.open(str(path), "w", dtype=dtype, shape=tuple(shape))
+            self.blob = TensorBlob.open(str(path), "w", dtype=dtype, shape=tuple(shape), **more)
         else:
             self.blob = TensorDB.open(str(path), "w", schema={n: (d, tuple(s) or 1) for n, (d, s) in fields.items()})
 
@@ -34,8 +37,20 @@ class Writer:
         self.blob.write(rows)
         self.blob.flush()
 
+    def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
+        self.blob.seek(first_row)
+        self.append(rows)
+
+    def extend(self, path: Path) -> None:
+        with TensorBlob.open(str(path), "r") as other:
+            self.blob.extend(other)
+
     def close(self) -> None:
         self.blob.close()
+
+
+def writer_of_blocks(path: Path, fields: Fields, block_rows: int) -> Writer:
+    return Writer(path, fields, 0, False, block_size=block_rows)
 
 
 class Reader:

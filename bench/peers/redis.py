@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import redis
 import torch
@@ -21,14 +22,16 @@ NAME = "Redis stream"
 PACKAGES = ("redis",)
 HOW = (
     "A server of its own behind a unix socket, `appendonly yes`, `appendfsync everysec` (sync: `always`). `XADD` of each "
-    "row under its number, more than one in a pipeline; reads: `XRANGE`, batches in a pipeline; another process waits in "
-    "`XREAD`."
+    "row under its number, more than one in a pipeline; a ring: `MAXLEN ~`; many producers are threads, each with a "
+    "connection of its own and `XADD *`. Reads: `XRANGE`, batches in a pipeline; another process waits in `XREAD`."
 )
 GIVES_UP = "room: all rows are in the server's memory, and each read is a message; `everysec` may lose a second."
 
 
 class Server:
     """A redis-server of our own; data is loaded again from its append-only file."""
+
+    REWRITE_PERCENTAGE = "0"  # no second process while others have their turn
 
     def __init__(self, path: Path, fields: Fields, sync: bool) -> None:
         dtype, self.shape = one_array(fields)
@@ -38,7 +41,7 @@ class Server:
         if len(str(socket)) > 100:
             raise CannotDo("the path of its socket would be too long")
         options = {"port": "0", "unixsocket": str(socket), "dir": str(path), "save": "", "appendonly": "yes"}
-        options["auto-aof-rewrite-percentage"] = "0"  # no second process while others have their turn
+        options["auto-aof-rewrite-percentage"] = self.REWRITE_PERCENTAGE
         options["appendfsync"] = "always" if sync else "everysec"
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
         self.process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
@@ -74,6 +77,23 @@ class Writer(Server):
                 pipeline.xadd("rows", {b"r": row.tobytes()}, id=f"{n}-1")
             pipeline.execute()
         self.rows += len(rows)
+
+    def append_concurrently(self, rows: torch.Tensor, **more: Any) -> None:
+        pipeline = self.client.pipeline(transaction=True)
+        for row in rows.numpy():
+            pipeline.xadd("rows", {b"r": row.tobytes()}, **more)
+        pipeline.execute()
+
+
+class Ring(Writer):
+    REWRITE_PERCENTAGE = "100"  # its default: without it the file would keep what the ring does not
+
+    def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
+        super().__init__(path, fields, capacity_rows, sync)
+        self.capacity_rows = capacity_rows
+
+    def append(self, rows: torch.Tensor) -> None:
+        self.append_concurrently(rows, maxlen=self.capacity_rows, approximate=True)
 
 
 class Reader(Server):

@@ -46,6 +46,9 @@ class Writer:
         self.rows += added
         self.count.fill_(self.rows)
 
+    def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
+        self.data[first_row : first_row + len(rows)] = rows
+
     def close(self) -> None:
         del self.data, self.count
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,14 +38,21 @@ class Writer:
         columns = columns_of(rows)
         self.buffer.extend(TensorDict(columns, [len(next(iter(columns.values())))]))
 
+    def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
+        self.buffer[first_row : first_row + len(rows)] = TensorDict({"rows": rows}, [len(rows)])
+
     def close(self) -> None:
         self.buffer.dumps(self.path / "dumped")
         del self.buffer
 
 
+Ring = Writer  # its storage begins again at its first row when it is full
+
+
 class Reader:
     def __init__(self, path: Path, fields: Fields) -> None:
-        storage = LazyMemmapStorage(int((path / "capacity").read_text()), scratch_dir=path / "loaded")
+        self.loaded = Path(tempfile.mkdtemp(prefix="loaded-", dir=path))
+        storage = LazyMemmapStorage(int((path / "capacity").read_text()), scratch_dir=self.loaded)
         self.buffer = ReplayBuffer(storage=storage, batch_size=256)
         self.buffer.loads(path / "dumped")
         self.one = is_one_array(fields)
@@ -62,3 +71,4 @@ class Reader:
 
     def close(self) -> None:
         del self.buffer
+        shutil.rmtree(self.loaded)

@@ -15,7 +15,7 @@ NAME = "Zarr v3"
 PACKAGES = ("zarr",)
 HOW = (
     "`create_array` with chunks of about 1 MiB of whole rows (its documentation asks for 1 MB or more), not compressed; "
-    "`append`. Reads: indexing, `oindex` for batches."
+    "`append`, which writes the chunks and the metadata by renaming, without a sync. Reads: indexing, `oindex` for batches."
 )
 GIVES_UP = "small appends (the last chunk is rewritten), a commit for more than one chunk, sync."
 CHUNK_NBYTES = 1 << 20
@@ -23,7 +23,7 @@ CHUNK_NBYTES = 1 << 20
 
 class Writer:
     def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
-        refuse_sync(sync, "the local store does not sync")
+        refuse_sync(sync, "`LocalStore` writes a file aside and renames it, and never syncs")
         dtype, shape = one_array(fields)
         chunk_rows = max(1, CHUNK_NBYTES // (np.dtype(dtype).itemsize * int(np.prod(shape))))
         self.array = zarr.create_array(
@@ -32,6 +32,9 @@ class Writer:
 
     def append(self, rows: torch.Tensor) -> None:
         self.array.append(rows.numpy())
+
+    def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
+        self.array[first_row : first_row + len(rows)] = rows.numpy()
 
     def close(self) -> None:
         del self.array
