@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,15 @@ from tensorblob.errors import DTypeMismatch, SchemaMismatch
 from tensorblob.growth import SMALL_NBYTES, Rows
 from tensorblob.memory import carrier_dtype
 from tensorblob.schema import Field, Schema
+
+
+class _Like(NamedTuple):
+    """What the last small batch gave for one field, and what reads such a tensor's bytes at an address."""
+
+    number: int
+    shape: torch.Size
+    dtype: torch.dtype
+    bytes_at: Callable[[int], Any]
 
 
 class Batches:
@@ -35,11 +44,14 @@ class Batches:
         """The shape of the last small batch, the rows it has, and what reads as many bytes at an address: one value,
         so that threads which write through one handle never mix two batches.
         """
+        self._like: tuple[dict[str, _Like], int] = {}, 0
+        """As `_small`, of several fields: what the last small batch was like, and the rows it has."""
 
     def columns(self, rows: Any) -> tuple[Sequence[Rows], int]:
         """Return the rows of each field, and their count.
 
-        Small batches of one field are copied; all else shares the caller's memory where that is CPU memory.
+        Small batches are copied where they are like the one before; all else shares the caller's memory where that is CPU
+        memory.
 
         `rows` is a tensor for a blob with one unnamed field, else a dict (nested or with tuple keys) or TensorDict
         with exactly the fields of the schema. CUDA tensors and ones that carry grad are taken by value; no dtype is
@@ -65,6 +77,9 @@ class Batches:
             return [array], len(array)
         if not isinstance(rows, (Mapping, TensorDictBase)):
             raise TypeError(f"Rows must be a dict or TensorDict of the blob's fields, got {type(rows).__name__!r}!")
+        like, count = self._like
+        if like and (quick := _as_bytes(rows, like)) is not None:
+            return quick, count
         found = dict(_leaves(rows))
         names = {field.name for field in self._fields}
         if found.keys() != names:
@@ -77,7 +92,52 @@ class Batches:
         counts = {field.name: len(array) for field, array in zip(self._fields, arrays, strict=True)}
         if len(set(counts.values())) != 1:
             raise SchemaMismatch(f"All fields must have the same row count; got: {counts!r}")
+        self._note(found, len(arrays[0]))
         return arrays, len(arrays[0])
+
+    def _note(self, found: dict[str, Any], count: int) -> None:
+        """Have the next batch taken quickly if it is like this one: small, of plain tensors."""
+        like = {}
+        for number, field in enumerate(self._fields):
+            value = found[field.name]
+            if type(value) is not torch.Tensor or carrier_dtype(value.dtype) is not value.dtype or value.is_complex():
+                return
+            nbytes = value.numel() * value.element_size()
+            if not 0 < nbytes <= SMALL_NBYTES:
+                return
+            like[field.name] = _Like(number, value.shape, value.dtype, (ctypes.c_char * nbytes).from_address)
+        self._like = like, count
+
+
+def _as_bytes(rows: Any, like: dict[str, _Like]) -> list[bytes] | None:
+    """The bytes of each field, if all are tensors as the last ones were; None if one is not. This has to be quick."""
+    columns = [b""] * len(like)
+    try:
+        count = _copy_leaves(rows, like, columns, "")
+    except (RuntimeError, TypeError, LookupError):  # a name or a kind of tensor that has to be looked at
+        return None
+    return columns if count == len(like) and b"" not in columns else None
+
+
+def _copy_leaves(rows: Any, like: dict[str, _Like], columns: list[bytes], prefix: str) -> int:
+    """Copy the tensors below `rows` that are as the last ones were; return how many. Raises `LookupError` at another."""
+    count = 0
+    for name, value in rows.items():
+        if prefix:
+            name = prefix + name
+        if type(value) is torch.Tensor:
+            number, shape, dtype, bytes_at = like[name]
+            if not (value.shape == shape and value.dtype is dtype and value.is_cpu and value.is_contiguous()):
+                raise LookupError
+            if value.is_neg() or not (address := value.data_ptr()):
+                raise LookupError
+            columns[number] = bytes_at(address).raw
+            count += 1
+        elif isinstance(value, (dict, TensorDictBase)):
+            count += _copy_leaves(value, like, columns, f"{name}.")
+        else:
+            raise LookupError
+    return count
 
 
 def _leaves(rows: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -295,7 +295,9 @@ def write_at(fd: int, data: Buffer, nbytes: int, offset: int) -> None:
         if done != nbytes:
             view = memoryview(data).cast("B")
             while done < nbytes:
-                done += os.pwrite(fd, view[done:], offset + done)
+                if not (more := os.pwrite(fd, view[done:], offset + done)):
+                    raise OSError(errno.EIO, "nothing is written, and no error is given")
+                done += more
     except OSError as error:
         _fail(error, "Cannot write")
 
@@ -305,7 +307,8 @@ def write_parts_at(fd: int, parts: Sequence[Buffer], nbytes: int, offset: int) -
     try:
         left = [memoryview(part).cast("B") for part in parts if len(memoryview(part).cast("B"))]
         while left:
-            done = os.pwritev(fd, left[:_IOV_MAX], offset)
+            if not (done := os.pwritev(fd, left[:_IOV_MAX], offset)):
+                raise OSError(errno.EIO, "nothing is written, and no error is given")
             offset, nbytes = offset + done, nbytes - done
             while left and done >= len(left[0]):
                 done -= len(left.pop(0))

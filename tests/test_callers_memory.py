@@ -4,13 +4,14 @@ import _thread
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 import tensorblob as tb
 from tensorblob import files
@@ -144,3 +145,74 @@ def test_small_batches_are_what_torch_says_they_are_however_they_lie_in_memory(t
         given = make(rows)
         blob.write(given)
         assert torch.equal(blob[4:], given.detach().resolve_neg())  # type: ignore[arg-type]
+
+
+# ---- batches that are taken quickly, since they are like the one before
+
+SEVERAL = {"a": ("float32", (3,)), "b": ("int64", ()), ("c", "d"): ("bool", (2,))}
+
+
+def _like(value: int, count: int = 2) -> dict[str, Any]:
+    rows = {"a": torch.full((count, 3), float(value)), "b": torch.full((count,), value)}
+    return rows | {"c": {"d": torch.tensor([[bool(value % 2), True]]).repeat(count, 1)}}
+
+
+UNLIKE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "the same": lambda rows: rows,
+    "in another order": lambda rows: dict(reversed(rows.items())),
+    "a TensorDict": lambda rows: TensorDict(rows, [2]),
+    "one that is nested by names": lambda rows: {"a": rows["a"], "b": rows["b"], ("c", "d"): rows["c"]["d"]},
+    "one that is nested by a dot": lambda rows: {"a": rows["a"], "b": rows["b"], "c.d": rows["c"]["d"]},
+    "more rows": lambda _: _like(7, 5),
+    "a single row": lambda rows: {"a": rows["a"][0], "b": rows["b"][0], "c": {"d": rows["c"]["d"][0]}},
+    "no rows": lambda _: _like(7, 0),
+    "a column of other length": lambda rows: rows | {"b": rows["b"][:1]},
+    "another dtype": lambda rows: rows | {"b": rows["b"].int()},
+    "another shape": lambda rows: rows | {"a": rows["a"][:, :2]},
+    "a transposed tensor": lambda rows: rows | {"a": torch.arange(6.0).reshape(3, 2).T},
+    "an expanded tensor": lambda rows: rows | {"a": torch.arange(3.0).expand(2, 3)},
+    "a negated view": lambda rows: rows | {"a": torch._neg_view(rows["a"])},
+    "one that carries grad": lambda rows: rows | {"a": rows["a"].clone().requires_grad_()},
+    "a parameter": lambda rows: rows | {"a": torch.nn.Parameter(rows["a"])},
+    "an array": lambda rows: rows | {"a": rows["a"].numpy()},
+    "a list": lambda rows: rows | {"a": rows["a"].tolist()},
+    "a sparse tensor": lambda rows: rows | {"a": rows["a"].to_sparse()},
+    "a meta tensor": lambda rows: rows | {"a": rows["a"].to("meta")},
+    "a zero tensor": lambda rows: rows | {"a": torch._efficientzerotensor((2, 3))},
+    "a missing field": lambda rows: {"a": rows["a"], "c": rows["c"]},
+    "an unexpected field": lambda rows: rows | {"e": rows["a"]},
+    "an unexpected nested field": lambda rows: rows | {"c": rows["c"] | {"e": rows["a"]}},
+    "a field twice and another missing": lambda rows: {"a": rows["a"], "c.d": rows["c"]["d"], "c": rows["c"]},
+    "a name that is none": lambda rows: rows | {3: rows["a"]},
+    "None": lambda rows: rows | {"a": None},
+    "no dict": lambda rows: list(rows.items()),
+}
+
+
+@pytest.mark.parametrize("unlike", UNLIKE)
+def test_a_batch_that_follows_others_is_taken_as_if_it_were_the_first(tmp_path: Path, unlike: str) -> None:
+    def outcome(name: str, before: int) -> Any:
+        with tb.TensorBlob.open(tmp_path / name, "w+", schema=SEVERAL) as blob:
+            for value in range(before):
+                blob.write(_like(value))
+            count = len(blob)
+            try:
+                blob.write(UNLIKE[unlike](_like(7)))
+            except Exception as error:
+                assert len(blob) == count
+                return type(error), str(error)
+            rows = blob[count:]
+            assert len(rows) == len(blob) - count
+            return [(name, rows[name].tolist()) for name in ("a", "b", ("c", "d"))]
+
+    assert outcome("after others", 3) == outcome("the first", 0)
+
+
+def test_what_is_taken_quickly_is_copied(tmp_path: Path) -> None:
+    with tb.TensorBlob.open(tmp_path / "x.blob", "w+", schema=SEVERAL) as blob:
+        rows = _like(0)
+        for value in range(4):
+            rows["b"].fill_(value)
+            blob.write(rows)
+        rows["b"].fill_(9)
+        assert blob[:]["b"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
