@@ -326,9 +326,22 @@ class BlockCheck:
         self, fd: int, start: int, stop: int, crc: int, on_read: Callable[[int], object] | None = None
     ) -> int | str:
         """The checksum of the first `stop` rows, given that of the first `start`; or why there is none."""
+        callers: OSError | None = None
+
+        def tell(nbytes: int) -> None:
+            nonlocal callers
+            try:
+                if on_read is not None:
+                    on_read(nbytes)
+            except OSError as error:
+                callers = error
+                raise
+
         try:
-            found = block_crc(fd, self._row_nbytes, start, stop, crc, on_read)
+            found = block_crc(fd, self._row_nbytes, start, stop, crc, tell)
         except OSError as error:
+            if error is callers:
+                raise
             return f"the bytes cannot be read: {error.strerror}"
         return "the file became shorter" if found is None else found
 

@@ -105,6 +105,18 @@ def test_a_second_writer_that_may_wait_gets_its_turn(path: Path, tmp_path: Path)
         assert child.exitcode == 0
 
 
+def test_a_writer_that_draws_a_name_that_was_had_before_overwrites_no_block(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensorblob.presence.secrets.token_hex", lambda nbytes: "ab" * nbytes)
+    with tb.TensorBlob.open(path, "a") as blob:
+        blob.write(rows(*range(10, 20)))
+    expected = stored(path)
+    with tb.TensorBlob.open(path, "a") as blob, pytest.raises(FileExistsError):
+        blob.write(rows(*range(20, 40)))
+    assert stored(path) == expected
+
+
 def test_a_second_writer_waits_no_longer_than_it_was_told(path: Path) -> None:
     with tb.TensorBlob.open(path, "a"):
         start = time.monotonic()

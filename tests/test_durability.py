@@ -588,6 +588,286 @@ def test_a_sync_that_fails_while_another_thread_writes_fails_neither_it_nor_late
     assert stored(path) == [*model, 2]
 
 
+def test_what_was_taken_over_and_could_not_be_synced_moves_to_new_files(
+    path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    other = create(path.with_name("other.blob"), 6)
+    with open_new(path) as blob:
+        blob.write(rows(0))
+        blob.flush()
+        blob.extend(other)
+        taken = {placed.span.block for placed in blob.snapshot.columns[0].placed()}
+        with disk.failing(0, ("sync",)) as fault, pytest.raises(tb.SyncFailed):
+            blob.flush()
+        assert fault.fired
+        blob.flush()
+        assert blob.durable_rows == blob.rows == 7
+        (failed,) = (os.path.basename(act.path) for act in disk.acts if act.failed)
+        assert failed in taken and failed not in {placed.span.block for placed in blob.snapshot.columns[0].placed()}
+    assert_never_synced_again(disk)
+    assert stored(path) == [0, *range(6)]
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["", "commit.lock cannot be read"])
+def test_a_writer_after_one_that_died_knows_that_a_sync_failed(
+    is_read: bool, path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    """The kernel has told the dead one, and will say yes to the next sync, and mean nothing."""
+    blob = open_new(path, durability="power")
+    blob.write(rows(0, 1))
+    with disk.failing(0, ("sync",)), pytest.raises(tb.SyncFailed):
+        blob.write(rows(2))
+    (failed,) = (os.path.basename(act.path) for act in disk.acts if act.failed)
+    before = generation(path)
+    abandon(blob)
+    if not is_read:
+        disk.fail_when(lambda act: act.kind == "open" and act.path.endswith("commit.lock"))
+        with pytest.raises(OSError, match="Input/output"):
+            open_new(path, "a")
+        disk.heal()
+    with open_new(path, "a+") as blob:
+        assert generation(path) > before
+        blob.write(rows(3))
+        blob.flush()
+        assert failed not in {placed.span.block for placed in blob.snapshot.columns[0].placed()}
+    assert_never_synced_again(disk)
+    assert stored(path) == [0, 1, 3]
+
+
+def test_a_generation_whose_name_could_not_be_synced_is_given_no_commit(
+    path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    with open_new(path, durability="power") as blob:
+        blob.write(rows(*range(6)))
+        blob.truncate(3)
+        disk.fail_when(lambda act: act.kind == "syncdir" and act.path == "x.blob")
+        blob.compact()
+        disk.heal()
+        assert generation(path) == 2
+        mark = len(disk.acts)
+        blob.seek(0, 2)
+        blob.write(rows(9))
+        done = disk.since(mark)
+        names = [{op[0] for op in json.loads(act.data[9:])} if act.is_manifest and act.data else set() for act in done]
+        commit = next(place for place, found in enumerate(names) if found & COMMITTING and "state" not in found)
+        assert ("syncdir", "x.blob") in [(act.kind, act.path) for act in done[:commit]]
+    assert stored(path) == [0, 1, 2, 9]
+
+
+def test_a_flush_marks_nothing_in_a_generation_that_broke_meanwhile(
+    path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    with open_new(path) as blob:
+        blob.write(rows(0, 1))
+
+        def break_it(act: Act) -> None:
+            if act.kind == "sync":
+                disk.watch = None
+                disk.fail_when(lambda act: act.kind == "write" and act.is_manifest)
+                with pytest.raises(OSError, match="Input/output"):
+                    blob.write(rows(2))
+                disk.heal()
+
+        disk.watch = break_it
+        blob.flush()
+        assert disk.watch is None
+        blob.write(rows(3))
+        blob.flush()
+        assert blob.durable_rows == 3
+    assert stored(path) == [0, 1, 3]
+
+
+def test_what_could_not_be_removed_is_removed_by_the_next_writer(
+    path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    with open_new(path) as blob:
+        blob.write(rows(*range(9)))
+        disk.fail_when(lambda act: act.kind == "unlink" and act.is_block)
+        blob.truncate(1)
+        live = {placed.span.block for placed in blob.snapshot.columns[0].placed()}
+    disk.heal()
+    assert set(os.listdir(path / "blocks" / "data")) > live and len(list(path.glob("manifest.*"))) == 1
+    open_new(path, "a").close()
+    assert set(os.listdir(path / "blocks" / "data")) == live and not os.listdir(path / "producers")
+
+
+# ---- syncs that writes come in between
+
+
+class WatchedLock:
+    """A lock that says when a thread asks for it: it calls `asked` before it waits."""
+
+    def __init__(self, lock: Any, asked: Callable[[], object]) -> None:
+        self._lock, self._asked = lock, asked
+
+    def acquire(self, blocking: bool = True) -> bool:
+        self._asked()
+        return bool(self._lock.acquire(blocking))
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def test_a_generation_begins_when_the_flush_that_is_under_way_has_ended(
+    path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    """What the flush has taken over to sync is nobody else's to sync, and not durable yet."""
+    with open_new(path) as blob:
+        assert blob._writer is not None
+        blob.write(rows(*range(6)))
+        flushing, asked = threading.Event(), threading.Event()
+        flusher = threading.Thread(target=blob.flush)
+
+        def is_begun() -> bool:
+            return any(act.target.startswith("x.blob/manifest.") for act in disk.acts)
+
+        def meet(act: Act) -> None:
+            if threading.current_thread() is flusher and act.kind == "sync":
+                disk.watch = None
+                flushing.set()
+                wait_until(lambda: asked.is_set() or is_begun())
+
+        blob._writer._sync_lock = WatchedLock(blob._writer._sync_lock, lambda: flushing.is_set() and asked.set())
+        disk.acts.clear()
+        disk.watch = meet
+        flusher.start()
+        flushing.wait()
+        blob.compact()
+        flusher.join()
+        kinds = [act.kind for act in disk.acts if act.is_manifest or act.kind == "sync"]
+        assert is_begun() and kinds.index("sync") < kinds.index("rename")
+
+
+def test_a_close_waits_for_the_write_that_another_thread_is_in(path: Path, disk: Disk) -> None:
+    """Its files would be closed under it, and their numbers given to others."""
+    blob = open_new(path)
+    blob.write(rows(0))
+    writer, closing, writing = blob._writer, threading.Event(), threading.Event()
+    assert writer is not None
+    errors: list[BaseException] = []
+
+    def write() -> None:
+        closing.wait()
+        try:
+            blob.write(rows(1))
+        except BaseException as error:
+            errors.append(error)
+
+    def meet(act: Act) -> None:
+        if threading.current_thread() is other and act.kind == "write" and act.is_block:
+            writing.set()
+
+    def unlink_dead() -> None:  # the last that is done before all is closed
+        closing.set()
+
+    def wait_for_the_write() -> None:
+        if threading.current_thread() is not other:
+            wait_until(writing.is_set)
+
+    other = threading.Thread(target=write)
+    other.start()
+    writer._blocks.unlink_dead = unlink_dead  # type: ignore[method-assign]
+    writer._threads_lock = WatchedLock(writer._threads_lock, wait_for_the_write)
+    disk.watch = meet
+    blob.close()
+    other.join()
+    assert not errors
+    assert stored(path) == [0, 1]
+
+
+@pytest.mark.usefixtures("no_background_flush")
+def test_what_is_written_while_it_is_synced_is_synced_by_the_next_flush(path: Path, disk: Disk) -> None:
+    """Rows of a file, and names of a directory."""
+    with open_new(path) as blob:
+        for kind, count in (("sync", 1), ("syncdir", 4)):
+            blob.write(rows(0, 1))  # a file, which is not full, and its name
+
+            def write_once(act: Act, kind: str = kind, count: int = count) -> None:
+                if act.kind == kind and "/blocks" in act.path:
+                    disk.watch = None
+                    blob.write(rows(*range(count)))
+
+            disk.watch = write_once
+            blob.flush()
+            assert disk.watch is None
+            mark = len(disk.acts)
+            blob.flush()
+            assert [act for act in disk.since(mark, kind) if "/blocks" in act.path]
+            assert blob.durable_rows == blob.rows
+
+
+@pytest.mark.parametrize("way", ["one row", "several parts", "many rows"])
+@pytest.mark.usefixtures("no_background_flush")
+def test_rows_whose_file_is_synced_while_they_are_on_their_way_are_synced_by_the_next_flush(
+    way: str, path: Path, disk: Disk
+) -> None:
+    flushing, writing = threading.Event(), threading.Event()
+    schema = {"a": ("float32", SHAPE), "b": ("float32", SHAPE)}
+
+    def batch(count: int) -> dict[str, torch.Tensor]:
+        return {name: rows(*range(count)) for name in schema}
+
+    def is_of_b(act: Act) -> bool:
+        return "/blocks/b/" in act.path
+
+    with tb.TensorBlob.open(path, "w", schema=schema, block_rows=64) as blob:
+        assert blob._writer is not None
+        blob.write(batch(1))
+        flusher = threading.Thread(target=blob.flush)
+
+        def meet(act: Act) -> None:
+            if threading.current_thread() is flusher and act.kind == "sync" and "/blocks/a/" in act.path:
+                flushing.set()
+                writing.wait()
+            if threading.current_thread() is not flusher and act.kind == "write" and is_of_b(act):
+                writing.set()
+                wait_until(lambda: any(map(is_of_b, disk.since(0, "sync"))))
+
+        disk.watch = meet
+        flusher.start()
+        flushing.wait()
+        if way == "several parts":
+            row = bytes(ROW_NBYTES)
+            blob._writer.append([[row, row], [row, row]], 2)
+        else:
+            blob.write(batch(1 if way == "one row" else 20))
+        disk.watch = None
+        flusher.join()
+        mark = len(disk.acts)
+        blob.flush()
+        assert any(map(is_of_b, disk.since(mark, "sync")))
+
+
+@pytest.mark.parametrize("most_open", [1, 64])
+@pytest.mark.usefixtures("no_background_flush")
+def test_a_file_whose_sync_fails_while_rows_are_written_to_it_is_never_synced_again(
+    most_open: int, path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensorblob.blocks.MAX_OPEN", most_open)
+    with open_new(path) as blob:
+        blob.write(rows(0, 1, 2))
+
+        def write_once(act: Act) -> None:
+            if act.kind == "sync" and act.is_block:
+                disk.watch = None
+                blob.write(rows(3))
+
+        disk.watch = write_once
+        with disk.failing(0, ("sync",)), pytest.raises(tb.SyncFailed):
+            blob.flush()
+        blob.write(rows(4))
+        blob.flush()
+        assert blob.durable_rows == 5
+    assert_never_synced_again(disk)
+    assert stored(path) == [0, 1, 2, 3, 4]
+
+
 # ---- appends to the manifest that fail
 
 

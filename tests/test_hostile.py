@@ -44,6 +44,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import tensorblob as tb
+from tensorblob import files
 from tensorblob.cursors import Cursor
 from tensorblob.format import COUNTS_NBYTES, decode_counts
 
@@ -294,6 +295,37 @@ def test_a_record_of_other_columns_than_there_are_is_refused(tmp_path: Path, col
     touch(make, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "records",
+    [
+        [[["splice", 0, 0, 0, []]], [TAIL]],
+        [*INTACT, [["grow", [[12, 1]]]], [["grow", [[11, 1]]]]],
+        [*INTACT, [["patch", 0, "ab12-2", 5, 6, 1]]],
+        [*INTACT, [["block", 0, "ab12-2", 9, 1], ["splice", 0, 2, 4, [["ab12-2", 0, 3]]]]],
+        [*INTACT, [["block", 0, "ab12-2", 9, 1], ["splice", 0, 2, 4, [["ab12-2", 4, 2], ["ab12-2", 0, 4]]]]],
+    ],
+    ids=["no state first", "a tail that shrinks", "a patch beyond its capacity", "rows that move", "a span backwards"],
+)
+def test_a_manifest_that_contradicts_itself_is_corrupt(tmp_path: Path, records: list[Any]) -> None:
+    path = forge(tmp_path / "x.blob", records)
+    for mode in ("r", "a"):
+        with pytest.raises(tb.Corrupt):
+            tb.TensorBlob.open(path, mode)
+    assert not tb.verify(path).ok
+
+
+def test_a_directory_of_the_blob_is_not_opened_through_a_symlink(tmp_path: Path) -> None:
+    """Not even through one that took its place since the blob was opened."""
+    path = spoiled(tmp_path, "producers", "a symlink")
+    dir_fd = os.open(path, os.O_RDONLY)
+    try:
+        for look in (files.list_directory, files.open_directory):
+            with pytest.raises(tb.Corrupt):
+                look("producers", dir_fd=dir_fd)
+    finally:
+        os.close(dir_fd)
+
+
 FORGED_FIELDS: dict[str, list[Any]] = {
     **{f"a field called {name[:20]!r}": [FIELD | {"name": name}]
        for name in ("..", "/etc", "../x", "a/b", ".", "a..b", "a\0", "x" * 300, "a.b", "é", "\x1b[2J")},
@@ -542,7 +574,7 @@ def test_rows_that_are_not_there_are_not_taken_over(tmp_path: Path, records: Any
         with pytest.raises(tb.Corrupt):
             mine.extend(path)
         assert len(mine) == 3
-    assert tb.verify(tmp_path / "mine.blob").ok
+    assert tb.verify(tmp_path / "mine.blob").ok and not tb.verify(path).ok
     with tb.TensorBlob.open(path) as blob, pytest.raises(tb.Corrupt):
         blob.copy(tmp_path / "copy.blob")
     assert not (tmp_path / "copy.blob").exists()

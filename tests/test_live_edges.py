@@ -390,6 +390,29 @@ async def test_a_peer_keeps_rows_from_the_moment_that_another_asks_for_it(tmp_pa
             assert writer.snapshot().first_row == 20
 
 
+@pytest.mark.anyio
+@limited
+async def test_a_peer_that_has_looked_looks_again_when_another_asks_for_rows_to_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensorblob.flow.RACY_NS", 0)
+    path = tmp_path / "x.blob"
+    async with write_ints(path, shared=True, max_rows=10) as writer, write_ints(path, shared=True) as other:
+        for _ in range(30):
+            await writer.append(ints(0, 1))
+        async with tb.open_reader(path) as reader, reader.follow(cursor="c", start=20):
+            pass
+        await writer.append(ints(0, 1))  # it has looked who is there, and at the cursor
+        assert writer.snapshot().first_row == 21
+        async with tb.open_reader(path) as reader, reader.follow(cursor="d", start=21):
+            pass
+        await writer.append(ints(0, 1))
+        other._writer.announce((), 1 << 40, ("d",))
+        for _ in range(20):
+            await writer.append(ints(0, 1))
+        assert writer.snapshot().first_row == 22
+
+
 @pytest.mark.parametrize("on_trim", ["skip", "raise"])
 @pytest.mark.anyio
 @limited

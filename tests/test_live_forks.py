@@ -17,9 +17,11 @@ import anyio
 import anyio.to_thread
 import pytest
 import torch
+from api_support import process
 from live_support import create_ints, ints, limited, received, stored_ints, write_ints
 
 import tensorblob as tb
+from tensorblob.presence import presence
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60), pytest.mark.usefixtures("no_platters")]
 
@@ -78,6 +80,34 @@ async def test_a_child_holds_none_of_its_parents_locks(shared: bool, tmp_path: P
             await follower.ack()
         assert not os.listdir(path / "producers")
     assert stored_ints(path) == [0, 1, 2, 5]
+
+
+def _fork_and_die(connection: Connection, path: Path) -> None:
+    """Be a writer with a forked child that lives on, and be killed."""
+    with tb.TensorBlob.open(path, "a") as blob:
+        blob.write(ints(0, 2))
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        connection.send(pid)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_writer_that_was_killed_is_dead_though_a_child_of_it_lives(tmp_path: Path) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    with process(_fork_and_die, path) as (connection, parent):
+        pid = connection.recv()
+        try:
+            parent.join()
+            dir_fd = os.open(path, os.O_RDONLY)
+            found = presence(dir_fd)
+            os.close(dir_fd)
+            assert not found.alive and len(found.dead) == 1
+            with tb.TensorBlob.open(path, "a") as blob:
+                blob.write(ints(2, 3))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+    assert stored_ints(path) == [0, 1, 2]
 
 
 @limited

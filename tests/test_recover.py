@@ -344,6 +344,24 @@ def test_a_blob_whose_writer_passes_generations_meanwhile_is_recovered_as_it_is(
         assert found.rows == len(blob)
 
 
+def test_what_is_recovered_stays_there_though_a_writer_goes_on(tmp_path: Path) -> None:
+    """The blocks that it has yet to read are superseded while it reads the first."""
+    path = create(tmp_path / "x.blob", 12)
+    seen: list[int] = []
+    with tb.TensorBlob.open(path, "r+") as writer:
+
+        def go_on(done: int, total: int) -> None:
+            if not seen:
+                writer.truncate(0)
+                writer.write(rows(*range(100, 130)))
+                writer.compact()
+            seen.append(done)
+
+        found = tb.recover(path, tmp_path / "new.blob", on_progress=go_on)
+        assert len(seen) > 3 and found.is_complete
+    assert stored(tmp_path / "new.blob") == list(range(12))
+
+
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EMFILE, errno.ENOMEM])
 @pytest.mark.parametrize("part", ["blocks/", "manifest."])
 def test_what_cannot_be_opened_now_is_no_damage(

@@ -241,6 +241,7 @@ def test_after_a_power_loss_the_longest_intact_prefix_is_served_and_then_built_o
             assert numbers(reader[:]) == list(range(expected)), what
             assert reader.durable_rows in (0, DURABLE), "the mark may be lost with the rest"
             assert photograph(path) == before, "a reader repairs in memory only"
+            assert not reader.refresh() and numbers(reader[:]) == list(range(expected)), "what was cut stays cut"
             with open_blob(path, "r+") as writer:
                 assert numbers(writer[:]) == list(range(expected)), what
                 assert (writer.history, writer.snapshot.cut_after(0)) == (1 << 20, expected), what
@@ -365,6 +366,20 @@ def test_no_rows_are_trusted_that_another_machine_wrote_since_its_last_mark(temp
     path = Path(shutil.copytree(template, tmp_path / "x.blob"))
     os.truncate(blocks_of(path)[2], ROW_NBYTES)
     assert stored(path) == list(range(9))
+
+
+def test_no_rows_are_trusted_where_boots_have_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reboot(monkeypatch, "")
+    path = tmp_path / "x.blob"
+    with tb.TensorBlob.open(path, "w", dtype="float32", shape=SHAPE, block_size=4) as writer:
+        writer.write(rows(0, 1, 2, 3, 4))
+        writer.flush()
+        writer.write(rows(5))
+        shutil.copyfile(manifest_of(path), tmp_path / "manifest")
+    shutil.copyfile(tmp_path / "manifest", manifest_of(path))  # the same file, as its writer left it when it was killed
+    last = blocks_of(path)[-1]
+    rewrite(last, lambda data: data.__setitem__(slice(ROW_NBYTES, ROW_NBYTES + 9), bytes(9)))
+    assert stored(path) == [0, 1, 2, 3, 4]
 
 
 def test_each_column_counts_and_the_shortest_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -612,7 +627,7 @@ def test_torn_hidden_files_mean_nothing(tmp_path: Path) -> None:
         writer.truncate(3)
         writer.compact()  # a new generation, under the name that a torn one has
         assert numbers(writer[:]) == [0, 1, 2]
-    assert stored(path) == [0, 1, 2]
+    assert stored(path) == [0, 1, 2] and manifest_of(path).name == "manifest.000002"
     assert not (path / "producers" / ".dddd").exists()
 
 

@@ -16,9 +16,11 @@ import anyio
 import pytest
 import torch
 from api_support import complaint, create, elsewhere, numbers, process, rows, stored
-from disk import put_between
+from disk import assert_never_synced_again, put_between
 
 import tensorblob as tb
+from tensorblob import files
+from tensorblob.edit import Key
 
 pytestmark = pytest.mark.usefixtures("no_platters")
 
@@ -373,6 +375,113 @@ def test_a_failed_sync_of_one_is_known_to_its_peers_who_go_on_in_new_files(
     assert stored(path) == expected
 
 
+def test_a_manifest_whose_sync_failed_is_left_by_the_peers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = create(tmp_path / "x.blob", 3)
+    options: dict[str, Any] = {"shared": True, "durability": "power"}
+    with tb.TensorBlob.open(path, "a", **options) as one, tb.TensorBlob.open(path, "a", **options) as two:
+        disk = put_between(monkeypatch, tmp_path)
+        disk.fail_when(lambda act: act.kind == "sync" and act.is_manifest)
+        with pytest.raises(tb.OutcomeUnknown):
+            one.write(rows(3))
+        disk.heal()
+        (failed,) = {act.inode for act in disk.acts if act.failed}
+        mark = len(disk.acts)
+        two.write(rows(4))
+        assert failed not in {act.inode for act in disk.since(mark, "sync")}
+        assert two.durable_rows == two.rows == 5
+    assert stored(path) == [0, 1, 2, 3, 4]
+
+
+def test_a_sync_that_failed_as_a_generation_began_is_known_to_the_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create(tmp_path / "x.blob", 3)
+    with tb.TensorBlob.open(path, "a", shared=True) as one, tb.TensorBlob.open(path, "a", shared=True) as two:
+        one.write(rows(3))
+        disk = put_between(monkeypatch, tmp_path)
+        with disk.failing(0, ("sync",)) as fault, pytest.raises(tb.SyncFailed):
+            assert one._writer is not None
+            one._writer._rotate()
+        assert fault.fired
+        two.flush()
+        assert_never_synced_again(disk)
+        assert two.durable_rows == 4
+    assert stored(path) == [0, 1, 2, 3]
+
+
+def test_a_failed_sync_that_could_not_be_told_is_told_in_the_next_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create(tmp_path / "x.blob", 3)
+    with tb.TensorBlob.open(path, "a+", shared=True) as one, tb.TensorBlob.open(path, "a+", shared=True) as two:
+        one.write(rows(3))
+        disk = put_between(monkeypatch, tmp_path)
+        disk.fail_when(lambda act: act.kind == "sync" or (act.kind == "write" and act.path.endswith("commit.lock")))
+        with pytest.raises(tb.SyncFailed):
+            one.flush()
+        disk.heal()
+        (failed,) = {os.path.basename(act.path) for act in disk.acts if act.failed and act.kind == "sync"}
+        one.refresh()  # a turn, in which nothing else happens
+        two.write(rows(4))
+        assert failed not in {placed.span.block for placed in two.snapshot.columns[0].placed()}
+    assert stored(path) == [0, 1, 2, 3, 4]
+
+
+def test_a_writer_that_closes_leaves_the_size_of_files_that_its_peers_grow_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look at the size and the cut a peer may have written more."""
+    path = create(tmp_path / "x.blob", 3)
+    with tb.TensorBlob.open(path, "a", shared=True) as one:
+        one.write(rows(3))
+        disk = put_between(monkeypatch, tmp_path)
+        with tb.TensorBlob.open(path, "a", shared=True) as two:
+            two.write(rows(4))
+            (tail,) = {f"x.blob/blocks/data/{column.tail.id}" for column in two.snapshot.columns if column.tail}
+        assert [act for act in disk.acts if act.kind == "write" and act.path == tail]
+        assert not [act for act in disk.acts if act.kind == "truncate" and act.path == tail]
+
+
+def test_blocks_that_a_peers_generation_does_not_name_are_removed_by_who_made_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer may be killed before it comes to that, and a sweep leaves what is of the living."""
+    path = create(tmp_path / "x.blob", 0)
+    with tb.TensorBlob.open(path, "a", shared=True) as one:
+        one.write(rows(*range(9)))
+        with tb.TensorBlob.open(path, "a", shared=True) as two, monkeypatch.context() as patch:
+            patch.setattr("tensorblob.blocks.Blocks.unlink_dead", lambda self: None)
+            two.truncate(1)
+            two.compact()
+            live = {placed.span.block for placed in two.snapshot.columns[0].placed()}
+            assert two._writer is not None
+            two._writer._blocks._dead.clear()
+        one.refresh()
+    assert set(os.listdir(path / "blocks" / "data")) == live
+
+
+def test_a_staged_commit_is_synced_before_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is as short as its edit, however much was staged."""
+    path = new_blob(tmp_path / "x.blob")
+    monkeypatch.setattr("tensorblob.staging.COPY_NBYTES", 1)
+    disk, free = put_between(monkeypatch, tmp_path), []
+
+    def look(act: Any) -> None:
+        if act.kind == "sync" and act.is_block:
+            with open(path / "commit.lock", "rb") as lock:
+                free.append(files.try_lock(lock.fileno(), shared=False))
+
+    async def stage() -> None:
+        async with tb.open_producer(path, durability="power") as producer:
+            await producer.append(batch(0, 0, 40))
+            disk.watch = look
+            await producer.commit()
+            disk.watch = None
+
+    anyio.run(stage)
+    assert free and all(free)
+
+
 def test_a_writer_that_slept_through_two_generations_goes_on_in_the_newest(tmp_path: Path) -> None:
     path = create(tmp_path / "x.blob", 1)
     with tb.TensorBlob.open(path, "a+", shared=True) as sleeper, tb.TensorBlob.open(path, "a+", shared=True) as other:
@@ -410,6 +519,43 @@ def test_a_staged_commit_that_is_visible_but_not_durable_keeps_its_blocks(
     anyio.run(stage)
     with tb.TensorBlob.open(path) as blob:
         assert appends_in(blob[:]) == [(0, 0)]
+
+
+@pytest.mark.parametrize("way", ["staged", "grouped"])
+def test_a_commit_that_is_repeated_after_its_writer_died_is_durable_when_that_is_told(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died between the edit and the sync of the edit: it is visible, and no more than that."""
+    path = new_blob(tmp_path / "x.blob")
+    options: dict[str, Any] = {"durability": "power"}
+    disk = put_between(monkeypatch, tmp_path)
+
+    class Died(BaseException):
+        pass
+
+    def die(act: Any) -> None:
+        if act.kind == "sync" and act.is_manifest:
+            disk.watch = None
+            raise Died
+
+    async def repeat() -> None:
+        opened = tb.open_producer(path, **options) if way == "staged" else tb.open_writer(path, shared=True, **options)
+        async with opened as again:
+            with tb.TensorBlob.open(path, "a", shared=True, **options) as blob:
+                assert blob._writer is not None
+                columns, count = blob._batches.columns(batch(0, 0, 3))
+                disk.watch = die
+                with pytest.raises(Died):
+                    blob._writer.append(columns, count, None, lambda at: [Key("p", 0, at.rows, at.rows + count)])
+                if isinstance(again, tb.Producer):
+                    await again.append(batch(0, 0, 3))
+                    assert await again.commit(key="p", sequence=0) == range(3)
+                else:
+                    assert await again.append(batch(0, 0, 3), key="p", sequence=0) == range(3)
+                with tb.TensorBlob.open(path) as reader:
+                    assert reader.durable_rows == reader.rows == 3
+
+    anyio.run(repeat)
 
 
 def test_staged_rows_whose_sync_failed_are_dropped_and_not_trusted_by_a_second_commit(

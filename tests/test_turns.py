@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -115,6 +116,83 @@ async def test_an_append_that_waits_for_a_stopped_peers_turn_can_be_cancelled(tm
     assert stored_ints(path) == [100, 101, 102, 1], "wholly absent"
 
 
+def test_a_turn_that_fails_to_begin_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    for name in ("STOPPED_S", "SLOW_S"):
+        monkeypatch.setattr(files, name, 0.1)
+    with tb.TensorBlob.open(path, "a", shared=True) as one, tb.TensorBlob.open(path, "a", shared=True) as two:
+        assert one._writer is not None and one._writer.turns is not None and two._writer is not None
+        turns = one._writer.turns
+
+        def fail() -> None:
+            raise OSError(5, "Input/output error")
+
+        def has_threads_lock() -> bool:
+            return turns.threads.acquire(blocking=False) and turns.threads.release() is None
+
+        for take in (one._writer.turn().__enter__, one._writer.try_turn):
+            with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+                patch.setattr(turns, "_begin", fail)
+                take()
+            assert two._writer.try_turn(), "it is free for other processes"
+            two._writer.end_turn()
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(has_threads_lock).result(), "and for other threads"
+        two.write(ints(0, 1))
+        one.write(ints(1, 2))
+    assert stored_ints(path) == [0, 1]
+
+
+def test_a_turn_of_one_thread_is_not_had_by_another(tmp_path: Path) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    with tb.TensorBlob.open(path, "a", shared=True) as blob, ThreadPoolExecutor(1) as pool:
+        assert blob._writer is not None
+        with blob._writer.turn():
+            assert not pool.submit(blob._writer.try_turn).result()
+
+
+def test_a_turn_within_a_turn_is_the_same(tmp_path: Path) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    with tb.TensorBlob.open(path, "a", shared=True) as one, tb.TensorBlob.open(path, "a", shared=True) as two:
+        assert one._writer is not None and two._writer is not None
+        with one._writer.turn():
+            with one._writer.turn():
+                one.write(ints(0, 1))
+            assert not two._writer.try_turn()
+        assert two._writer.try_turn()
+        two._writer.end_turn()
+
+
+async def test_who_is_slow_is_waited_for_and_who_was_stopped_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    monkeypatch.setattr(files, "STOPPED_S", 0.01)
+    with tb.TensorBlob.open(path, "a", shared=True) as one, tb.TensorBlob.open(path, "a", shared=True) as two:
+        assert one._writer is not None and one._writer.turns is not None and two._writer is not None
+        one._writer.turns._timeout_s, asked = 0.01, []
+        acquire = one._writer.turns._lock.acquire
+
+        def ask(timeout_s: float) -> bool:
+            asked.append(timeout_s)
+            return acquire(timeout_s)
+
+        monkeypatch.setattr(one._writer.turns._lock, "acquire", ask)
+        with two._writer.turn():
+            thread = threading.Thread(target=one.write, args=(ints(0, 1),))
+            thread.start()
+            await until(lambda: files.SLOW_S in asked or not thread.is_alive())
+            assert files.SLOW_S in asked
+        await anyio.to_thread.run_sync(thread.join)
+        asked.clear()
+        monkeypatch.setattr(files, "SLOW_S", 0.02)
+        monkeypatch.setattr(files, "is_stopped", lambda pid: pid == os.getpid())
+        with two._writer.turn(), ThreadPoolExecutor(1) as pool, pytest.raises(tb.WriterBusy, match="its turn"):
+            pool.submit(one.write, ints(1, 2)).result()
+        assert asked == [0.01]
+    assert stored_ints(path) == [0]
+
+
 # ---- the lock itself
 
 
@@ -155,6 +233,63 @@ async def test_a_lock_that_comes_too_late_is_let_go_at_once(lock: tuple[TimedLoc
     files.unlock(other)
     with anyio.fail_after(LIMIT_S):
         await until(lambda: is_free(other) and timed.try_acquire())
+
+
+@pytest.mark.anyio
+async def test_a_lock_is_not_tried_for_while_the_thread_asks(
+    lock: tuple[TimedLock, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come to both; and when the thread lets go, for nobody waits for it, neither has it."""
+    timed, _, other = lock
+    ask, may_ask = files.lock, threading.Event()
+    ask(other)
+    monkeypatch.setattr(files, "lock", lambda fd: may_ask.wait(LIMIT_S) and ask(fd))
+    assert not timed.acquire(0.01)
+    files.unlock(other)
+    assert not timed.try_acquire()
+    may_ask.set()
+    with anyio.fail_after(LIMIT_S):
+        await until(lambda: is_free(other) and timed.try_acquire())
+
+
+def test_a_file_stays_open_while_the_thread_asks_for_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its number is another file's by then."""
+    path = os.fspath(tmp_path / "lock")
+    fd, other = files.create_file(path), files.open_file(path)
+    timed, ask, may_ask = TimedLock(fd), files.lock, threading.Event()
+    ask(other)
+    monkeypatch.setattr(files, "lock", lambda fd: may_ask.wait(LIMIT_S) and ask(fd))
+    assert not timed.acquire(0.01) and timed._thread is not None
+    timed.close()
+    os.close(fd)
+    later = [files.create_file(f"{path}{number}") for number in range(2)]  # one of which would have its number
+    files.unlock(other)
+    may_ask.set()
+    timed._thread.join(LIMIT_S)
+    again = [files.open_file(f"{path}{number}") for number in range(2)]
+    assert all(map(is_free, [*again, other]))
+    for number in (other, *later, *again):
+        os.close(number)
+
+
+def test_who_is_interrupted_while_waiting_has_no_lock(
+    lock: tuple[TimedLock, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed, _, other = lock
+    wait_for = timed._changed.wait_for
+
+    def interrupted(*args: object) -> bool:
+        if threading.current_thread() is timed._thread:
+            return wait_for(*args)  # type: ignore[arg-type]
+        files.unlock(other)
+        wait_for(lambda: timed._is_had)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timed._changed, "wait_for", interrupted)
+    files.lock(other)
+    with pytest.raises(KeyboardInterrupt):
+        timed.acquire(LIMIT_S)
+    assert is_free(other)
 
 
 @pytest.mark.anyio

@@ -235,3 +235,18 @@ def test_the_command_line_says_intact_by_0_and_damaged_by_1(tmp_path: Path) -> N
     }
     result = run("verify", tmp_path / "nothing")
     assert result.exit_code == 1 and result.stderr.startswith("tensorblob: Blob not found")
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, FileNotFoundError, KeyboardInterrupt, ValueError])
+def test_what_on_progress_raises_is_raised(tmp_path: Path, error: type[BaseException]) -> None:
+    """And is not taken for a fault of the blob."""
+    path = create(tmp_path / "x.blob", 3)
+
+    def complain(done: int, total: int) -> None:
+        raise error("not now")
+
+    with pytest.raises(error, match="not now"):
+        tb.verify(path, on_progress=complain)
+    with pytest.raises(error, match="not now"):
+        tb.recover(path, tmp_path / "y.blob", on_progress=complain)
+    assert tb.verify(path).ok and not (tmp_path / "y.blob").exists()

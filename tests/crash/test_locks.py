@@ -4,6 +4,7 @@ On a disk in memory it can be seen who holds which lock at the moment of each ac
 the tests with processes; that they are held is claimed here, for all that the engine does.
 """
 
+import errno
 import fcntl
 import os
 import random
@@ -16,8 +17,10 @@ import torch
 from kernel import Disk, Mount, Node, Write
 from workloads import WORKLOADS, Run
 
+from tensorblob import files
 from tensorblob.blob import TensorBlob, append_to
-from tensorblob.errors import Corrupt
+from tensorblob.cursors import Cursor, Position
+from tensorblob.errors import BlobReplaced, Corrupt, SyncFailed
 from tensorblob.limiter import Limit, MinSize
 from tensorblob.staging import Staging
 
@@ -57,6 +60,9 @@ class WatchedDisk(Disk):
             is_alone = self._is_held(f"{blob}/writer.lock", EXCLUSIVE)
             has_turn = self._is_held(f"{blob}/writer.lock", SHARED) and self._is_held(f"{blob}/commit.lock", EXCLUSIVE)
             self.claim("edits are appended by a sole writer" if is_alone else "or in a turn", is_alone or has_turn)
+        if name == "commit.lock" and ".new/" not in path:
+            is_alone = self._is_held(f"{blob}/writer.lock", EXCLUSIVE)
+            self.claim("trouble is told in a turn", is_alone or self._is_held(path, EXCLUSIVE))
         if name.startswith("limiter."):
             self.claim("counts of a limiter change under its lock", self._is_held(path, EXCLUSIVE))
         if "/blocks/" in path and ".new/" not in path:
@@ -148,12 +154,56 @@ def test_a_limiter_counts_under_its_lock() -> None:
         mount.put(disk)
         disk.mkdir("/cursors")
         limit = Limit(MinSize(2), disk.open("/", os.O_RDONLY), "p")
-        assert limit.try_insert(2)
+        held = disk.find("/cursors/limiter.default.lock", None).locks
+        assert limit.try_insert(2) and not held, "it lets go at once"
         limit.inserted(2)
-        assert limit.try_sample(1) and limit.counts == (2, 1)
+        assert limit.try_sample(1) and limit.counts == (2, 1) and not held
         limit.close()
     assert disk.seen == {"counts of a limiter change under its lock"}
     assert [act for act in disk.log if isinstance(act, Write)][2:], "each of them was written"
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_each_edit_of_writers_that_share_is_made_in_a_turn(durability: str) -> None:
+    disk = WatchedDisk()
+    with Mount() as mount:
+        mount.put(disk)
+        disk.mkdir("/d")
+        TensorBlob.open("/d/x.blob", "w", dtype="int64", shape=(), io="pread").close()
+        with TensorBlob.open("/d/x.blob", "a", io="pread", shared=True, durability=durability) as blob:
+            for act in (
+                lambda: blob.write(torch.arange(3)),
+                blob.flush,
+                lambda: blob.truncate(1),
+                lambda: blob.set_metadata({"a": 1}),
+                blob.compact,
+            ):
+                before = len([written for written in disk.log if isinstance(written, Write)])
+                act()
+                assert (
+                    len([written for written in disk.log if isinstance(written, Write)]) > before or act == blob.flush
+                )
+    assert "or in a turn" in disk.seen
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_trouble_is_told_in_a_turn(shared: bool) -> None:
+    disk = WatchedDisk()
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Mount() as mount:
+        mount.put(disk)
+        disk.mkdir("/d")
+        TensorBlob.open("/d/x.blob", "w", dtype="int64", shape=(), io="pread").close()
+        with TensorBlob.open("/d/x.blob", "a", io="pread", shared=shared) as blob:
+            blob.write(torch.arange(3))
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(SyncFailed):
+                patch.setattr(files, "fdatasync", fail)
+                blob.flush()
+            assert blob.durable_rows == 0
+    assert "trouble is told in a turn" in disk.seen
 
 
 # ---- what comes in between
@@ -244,6 +294,17 @@ def test_a_blob_that_is_replaced_while_it_is_unlinked_is_left(disk: InterruptedD
     assert disk.listdir("/d") == ["old.blob", "x.blob"]
 
 
+def test_rows_of_a_blob_that_was_replaced_are_not_taken_for_those_of_the_one_in_its_place(
+    disk: InterruptedDisk,
+) -> None:
+    with open_ints("w") as blob:
+        blob.write(torch.arange(3))
+        replace_it(disk)
+        with pytest.raises(BlobReplaced):
+            blob.copy("/d/copy.blob")
+    assert disk.listdir("/d") == ["old.blob", "x.blob"]
+
+
 def test_who_builds_beside_another_leaves_what_that_one_builds(disk: InterruptedDisk) -> None:
     def build() -> None:
         with open_ints("w") as other:
@@ -277,6 +338,39 @@ def test_a_record_that_a_peer_died_in_stays_as_it_is(disk: InterruptedDisk) -> N
         assert disk.path.lexists("/d/x.blob/manifest.000002")
         assert disk.pread(fd, 600, size) == b"01234567 [[" + b"9" * 500
         disk.close(fd)
+
+
+def test_a_record_that_a_peer_died_in_stays_as_it_is_in_the_generation_that_it_began(disk: InterruptedDisk) -> None:
+    open_ints("w").close()
+    with open_ints("a+", shared=True) as blob, open_ints("a+", shared=True) as peer:
+        blob.write(torch.arange(3))
+        peer.refresh()
+        peer.compact()
+        fd = disk.open("/d/x.blob/manifest.000002", os.O_RDWR)
+        size = disk.fstat(fd).st_size
+        disk.pwrite(fd, b"01234567 [[" + b"9" * 500, size)
+        blob.write(torch.arange(2))
+        assert blob[:].tolist() == [0, 1, 2, 0, 1]
+        assert disk.pread(fd, 600, size) == b"01234567 [[" + b"9" * 500
+        disk.close(fd)
+
+
+def test_a_cursor_is_where_the_last_consumer_left_it_when_it_let_go(disk: InterruptedDisk) -> None:
+    open_ints("w").close()
+    dir_fd = files.open_directory("/d/x.blob")
+    before = Cursor(dir_fd, "c")
+    before.acknowledge(1, 0)
+
+    def go_on_and_leave() -> None:
+        before.acknowledge(2, 0)
+        before.close()
+
+    lock = disk.find("/d/x.blob/cursors/.c.lock", None)
+    disk.before("flock", lambda node: node is lock, go_on_and_leave)
+    after = Cursor(dir_fd, "c")
+    assert after.position == Position(2, 0)
+    after.close()
+    disk.close(dir_fd)
 
 
 def test_staged_rows_that_are_not_what_was_staged_are_not_committed(disk: InterruptedDisk) -> None:

@@ -26,7 +26,7 @@ RUNS = dict.fromkeys(WORKLOADS, 3) | {"create": 2, "unlink": 1, "append": 5, "mi
 WEIGHTS = (
     dict.fromkeys(WORKLOADS, 3)
     | {"unlink": 1, "append_many_columns": 2}
-    | dict.fromkeys(("extend", "extend_contiguous", "copy"), 1)
+    | dict.fromkeys(("extend", "extend_contiguous", "copy", "recovered"), 1)
 )
 """Two blobs take twice the time of one."""
 TOTAL = sum(RUNS[name] * WEIGHTS[name] for name in WORKLOADS if name not in SMALL)

@@ -557,6 +557,21 @@ def copy(run: Run) -> None:
     scribe.close()
 
 
+def recovered(run: Run) -> None:
+    """What `recover` has written survives, whether or not the blob that it read from does."""
+    scribe = run.scribe(fields=run.rng.choice((*SINGLE, MANY)), power=False)
+    scribe.write(6 + run.few(9), {"n": 1})
+    scribe.overwrite(run.few(), 2)
+    found = run.history("recovered.blob", scribe.history.fields)
+    found.attempt(scribe.history.held)
+    assert tb.recover(scribe.history.path, found.path).is_complete
+    found.promised()
+    other = Scribe(run, found, "r+", power=run.power)
+    other.write(run.few())
+    other.close()
+    scribe.close()
+
+
 def shared(run: Run) -> None:
     """Two writers that take turns; what either has had acknowledged is there."""
     first = run.scribe(fields=run.rng.choice((*SINGLE, MANY)))
@@ -757,6 +772,7 @@ WORKLOADS: dict[str, Callable[[Run], None]] = {
         extend_contiguous,
         compact,
         copy,
+        recovered,
         shared,
         staged,
         stream,
