@@ -31,7 +31,9 @@ from rich.table import Table
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
 QUICK_TARGETS = ("row", "small32", "power", "fields", "cursor")
-EMPTY: dict[str, Any] = {"systems": {}, "missing": {}, "absent": {}, "latencies": {}, "notes": {}, "results": []}
+EMPTY: dict[str, Any] = {
+    "systems": {}, "missing": {}, "absent": {}, "latencies": {}, "notes": {}, "results": [], "left_out": {},
+}  # fmt: skip
 console = Console(highlight=False, markup=False, width=max(160, Console().width))
 
 
@@ -40,8 +42,12 @@ def run(script: str, names: Iterable[str], arguments: list[str]) -> dict[str, An
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "results.json"
         command = [sys.executable, str(BENCH / script), *names, "--json", str(path), *arguments]
-        subprocess.run(command, check=True)
+        failed = subprocess.run(command).returncode
+        if not path.exists():
+            raise SystemExit(f"{script} failed, and had measured nothing: {failed}")
         found: dict[str, Any] = json.loads(path.read_text())
+        if failed:
+            console.print(f"{script} failed; what it had measured until then is kept", style="red")
         return found
 
 
@@ -71,6 +77,9 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, default=disk_directory(), help="the disk to measure (default: %(default)s)")
     parser.add_argument("--repetitions", type=int, help="rounds a race")
     parser.add_argument("--threads", type=int, help="of torch, in every process; 1 is steadier on a busy machine")
+    parser.add_argument(
+        "--within-s", type=float, help="side by side, begin no workload later than this; RESULTS.md says which"
+    )
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.workload if not named([name], every)]:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(every)}")
@@ -91,6 +100,7 @@ def main() -> int:
             found["targets"] += part["results"]
     if names := named(arguments.workload or compared, compared):
         more = [*(["--quick"] if arguments.quick else []), "--systems", *arguments.systems]
+        more += [] if arguments.within_s is None else ["--within-s", str(arguments.within_s)]
         part = run("compare.py", names if arguments.workload else [], [*common, *more])
         found["machine"] = found.get("machine") or part["machine"]
         found |= {name: part[name] for name in EMPTY}

@@ -181,6 +181,7 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, default=disk_directory(), help="the disk to measure (default: %(default)s)")
     parser.add_argument("--repetitions", type=int, help="rounds a race (default: 9, of a curve 5; quick 5 and 3)")
     parser.add_argument("--threads", type=int, help="of torch, in every process; 1 is steadier on a busy machine")
+    parser.add_argument("--within-s", type=float, default=math.inf, help="begin no workload later than this")
     parser.add_argument("--warm-gib", type=float, default=2.0, help="memory to touch first (default: %(default)s)")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.workload if not named([name], every)]:
@@ -203,8 +204,25 @@ def main() -> int:
     systems, missing = start(arguments.systems, arguments.threads)
     for key, reason in missing.items():
         console.print(f"without {key}: {reason}", style="yellow")
+
+    def save() -> None:
+        """Write what there is: a run of hours may be cut short."""
+        if arguments.json is None:
+            return
+        about["load_after"] = os.getloadavg()
+        used = {
+            system.name: {"versions": system.versions, "how": system.how, "gives_up": system.gives_up}
+            for system in systems.values()
+        }
+        more = {"systems": used, "missing": missing, "absent": absent, "latencies": latencies, "notes": notes}
+        write_json(arguments.json, bench, about, threads=arguments.threads, left_out=left_out, **more)
+
+    left_out = {name: chosen[name].title for name in names}
+    save()
     for name in names:
         workload, before, began = chosen[name], len(bench.results), time.perf_counter()
+        if began - started > arguments.within_s:
+            continue
         absent[workload.title], found = measure(bench, workload, systems)
         results = bench.results[before:]
         for title in dict.fromkeys(result.workload for result in results):
@@ -215,17 +233,13 @@ def main() -> int:
         for system, reason in absent[workload.title].items():
             console.print(f"  without {system}: {reason}", style="dim")
         console.print(f"  {name}: {time.perf_counter() - began:.0f} s\n", style="dim")
+        del left_out[name]
+        save()
     for system in systems.values():
         system.close()
     console.print(f"in {time.perf_counter() - started:.0f} s", style="dim")
-    if arguments.json is not None:
-        about["load_after"] = os.getloadavg()
-        used = {
-            system.name: {"versions": system.versions, "how": system.how, "gives_up": system.gives_up}
-            for system in systems.values()
-        }
-        more = {"systems": used, "missing": missing, "absent": absent, "latencies": latencies, "notes": notes}
-        write_json(arguments.json, bench, about, threads=arguments.threads, **more)
+    for name in left_out:
+        console.print(f"left out, for lack of time: {name}", style="yellow")
     return 0
 
 

@@ -254,6 +254,13 @@ def write_report(json_path: Path) -> list[Path]:
         if workload not in measured and (absent := run["absent"][workload]):
             lines += ["", f"Of “{workload}”:"]
             lines += [line for name, reason in absent.items() for line in ("", f"Without {name}: {reason}.")]
+    if run.get("left_out"):
+        lines += [
+            "",
+            "## Not measured in this run, for lack of time",
+            "",
+            *(f"- {title}" for title in run["left_out"].values()),
+        ]
     lines += ["", "## How each is used", ""]
     for name, system in run["systems"].items():
         versions = ", ".join(f"{package} {version}" for package, version in system["versions"].items())
