@@ -29,6 +29,7 @@ from api_support import (
 )
 
 import tensorblob as tb
+from tensorblob import files
 
 WRITABLE = ["w", "a", "r+", "w+", "a+"]
 LOCK_EX = 2
@@ -290,3 +291,31 @@ def _fork_in_a_transaction(path: Path) -> None:
 def test_a_forked_child_that_ends_neither_commits_nor_rolls_back_its_parents_transaction(path: Path) -> None:
     elsewhere(_fork_in_a_transaction, path)
     assert stored(path) == [*range(10), 98]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("first", [0, 100])
+def test_a_filesystem_that_writes_nothing_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """No filesystem should; one that does must not be asked for ever."""
+    create(path, 2)
+    with tb.TensorBlob.open(path, "a") as blob:
+        answers = iter([first])
+
+        class Os:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(os, name)
+
+            def pwrite(self, fd: int, data: Any, offset: int) -> int:
+                return os.pwrite(fd, memoryview(data).cast("B")[:count], offset) if (count := next(answers, 0)) else 0
+
+            def pwritev(self, fd: int, parts: Any, offset: int) -> int:
+                return 0
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "os", Os())
+            with pytest.raises(OSError, match="nothing is written"):
+                blob.write(rows(2))
+            with pytest.raises(OSError, match="nothing is written"):
+                files.write_parts_at(0, [b"ab", b"c"], 3, 0)
+        blob.write(rows(3))
+    assert stored(path) == [0, 1, 3]

@@ -3057,4 +3057,32 @@ MUTANTS = (
 """,
         tests=("test_recover.py::test_without_the_newest_checkpoint_an_older_generation_is_read",),
     ),
+    # ---- what is written at once, or read at once
+    Mutant(
+        "records of other columns are read as one with those before",
+        "replay.py",
+        """
+-                if later is None or len(later) != len(tails):
++                if later is None:
+""",
+        tests=("test_hostile.py::test_a_record_of_other_columns_than_there_are_is_refused",),
+    ),
+    Mutant(
+        "a field that is missing is written as nothing",
+        "batch.py",
+        """
+-    return columns if count == len(like) and b"" not in columns else None
++    return columns if count == len(like) else None
+""",
+        tests=("test_callers_memory.py::test_a_batch_that_follows_others_is_taken_as_if_it_were_the_first",),
+    ),
+    Mutant(
+        "a filesystem that writes nothing is asked for ever",
+        "files.py",
+        """
+-                if not (more := os.pwrite(fd, view[done:], offset + done)):
++                if (more := os.pwrite(fd, view[done:], offset + done)) < 0:
+""",
+        tests=("test_bad_luck.py::test_a_filesystem_that_writes_nothing_is_an_error",),
+    ),
 )
