@@ -7,6 +7,7 @@ rows; the process that gets them maps the files again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import warnings
@@ -114,8 +115,9 @@ def choose_io(path: str, io: str | None) -> str:
         if io not in ("map", "pread"):
             raise ValueError(f"io must be 'map', 'pread' or None, got {io!r}")
         return io
-    if os.major(os.stat(path).st_dev):
-        return "map"  # on a device of this machine: those of networks, and others, have no device number of their own
+    with contextlib.suppress(OSError):  # who opens it will say what is wrong
+        if os.major(os.stat(path).st_dev):
+            return "map"  # a device of this machine: filesystems of networks, among others, have none
     kind = filesystem_type(path)
     if kind in _NETWORK_FILESYSTEMS or kind.startswith("fuse."):
         warnings.warn(
