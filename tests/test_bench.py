@@ -42,6 +42,7 @@ def test_every_curve_has_sizes_of_its_own_and_a_complete_run_five_of_them(is_qui
             assert len(workload.jobs) >= 5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["ours", "limits"])
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in ("follow", "look", "readers")])
 def test_every_workload_runs_on_a_few_rows(name: str, system: str, tmp_path: Path) -> None:

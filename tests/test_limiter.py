@@ -175,7 +175,8 @@ async def test_a_queue_holds_both_sides_up(tmp_path: Path) -> None:
             for number in range(50):
                 await writer.append(copies(number, 2))
                 appended += 2
-                assert appended - sampled <= 6 + 3
+                # let in with less than 6 in the queue; and 3 may be out of it that their sampler has not got yet
+                assert appended - sampled <= 6 - 1 + 2 + 3
 
         async def consume() -> None:
             nonlocal sampled
