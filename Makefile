@@ -5,6 +5,7 @@
 
 PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13
 WORKERS ?= 3
+QUICK_WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
@@ -29,7 +30,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-quick: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(QUICK_WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 # The long versions of the proofs, as long as asked for; each prints its seed. TENSORBLOB_SEED=... repeats a run.
 torture: $(INSTALLED)

@@ -512,6 +512,7 @@ def test_follow_says_that_the_blob_was_moved_away(tmp_path: Path) -> None:
     assert re.fullmatch(r"tensorblob: .*was renamed or removed.*\n", complaint)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("command", ["info", "head", "verify", "follow", "copy", "recover"])
 def test_output_that_cannot_be_written_is_one_line_on_stderr(tmp_path: Path, command: str) -> None:

@@ -71,6 +71,7 @@ PROVED = re.compile(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", re.MULTILIN
 """The lines of the table of promises: the tests, how much they do, and what came of it."""
 
 
+@pytest.mark.slow
 def test_what_is_said_to_be_proved_is_what_the_tests_do() -> None:
     """The numbers of the README's table are those that are collected, and the defaults that run."""
     _, _, section = README.read_text().partition("## What is proved")

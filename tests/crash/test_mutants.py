@@ -137,6 +137,7 @@ def _engine_of_others(source: str) -> str:
     return str(elsewhere(_engine))
 
 
+@pytest.mark.slow
 def test_processes_that_a_mutants_tests_start_run_the_mutant(tmp_path: Path) -> None:
     MUTANTS[0].build(tmp_path)
     assert elsewhere(_engine_of_others, os.fspath(tmp_path)).startswith(os.fspath(tmp_path))
