@@ -1,4 +1,4 @@
-"""What `write` accepts, checked and turned into one plain array per column before anything changes."""
+"""What `write` accepts, checked and turned into one plain array per column, or its bytes, before anything changes."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def replay(fd: int, dir_fd: int, store: Store, generation: int) -> Replay:
     )
     _check_tail(data[stop:], beyond, seed, stop, name, is_same_boot=is_same_boot)
 
-    durable_stop = max([op.offset for record in records for op in record.edit if type(op) is Durable], default=0)
-    durable_stop = max(durable_stop, records[0].stop)
+    marks = [op.offset for record in records for op in record.edit if type(op) is Durable]
+    durable_stop = max([records[0].stop, *marks])
     snapshot = Snapshot.empty(len(store.schema))
     is_cut, edits, counted = False, 0, 0
     index = 0
