@@ -9,6 +9,7 @@ writes: a reader serves that prefix, the next writer makes it a new history.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
 import sys
@@ -57,6 +58,7 @@ class Replay(NamedTuple):
     is_flushed: bool
 
 
+@functools.cache
 def boot_id() -> str:
     """Return what identifies this boot of the kernel, or "" where it cannot be known (then no boot is ever
     the same).

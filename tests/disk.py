@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tensorblob import files
+from tensorblob import files, manifest, replay
 
 KINDS = ("create", "mkdir", "write", "allocate", "sync", "syncdir", "rename", "link", "unlink", "rmdir", "truncate")
 SPACE = ("create", "mkdir", "write", "allocate", "link", "rename")
@@ -317,6 +317,8 @@ def put_between(monkeypatch: pytest.MonkeyPatch, root: Path) -> Disk:
         disk.look("open", path)
         return open(path, *args, **options)
 
+    for module in (replay, manifest):  # a process asks once; here each opening is another process
+        monkeypatch.setattr(module, "boot_id", getattr(module.boot_id, "__wrapped__", module.boot_id))
     monkeypatch.setattr("tensorblob.replay.open", open_text, raising=False)
     monkeypatch.setattr(files, "fcntl", _Fcntl(disk))
     monkeypatch.setattr(files, "FileLock", Lock)

@@ -22,7 +22,7 @@ SEED = int(os.environ.get("TENSORBLOB_SEED", "0"))
 
 SMALL = ("create",)
 """They have few states, and are gone through to the end."""
-RUNS = dict.fromkeys(WORKLOADS, 3) | {"create": 2, "unlink": 1, "append": 5, "mixed": 8, "killed": 8}
+RUNS = dict.fromkeys(WORKLOADS, 8) | {"create": 2, "unlink": 1, "append": 12, "mixed": 16, "killed": 12}
 WEIGHTS = (
     dict.fromkeys(WORKLOADS, 3)
     | {"unlink": 1, "append_many_columns": 2}
