@@ -23,6 +23,7 @@ from tensorblob.edit import Patch, Tail
 from tensorblob.errors import Corrupt
 from tensorblob.format import Store, block_path
 from tensorblob.growth import BlockFile
+from tensorblob.kernel_aio import SyncQueue
 from tensorblob.manifest import remove_superseded
 from tensorblob.snapshot import Snapshot
 
@@ -60,6 +61,8 @@ class Blocks:
         """By column: the blocks that may be named, and the generation in which each began to be (0: before this
         writer).
         """
+        self._queue: SyncQueue | None = None
+        self._has_asked_for_queue = False
         self.unlinked = 0
         """How many files were removed so far."""
         self._dead: list[tuple[int, int, str]] = []
@@ -213,6 +216,33 @@ class Blocks:
                     self.poisoned.add(block.id)
                     raise
 
+    @property
+    def has_only_grown(self) -> bool:
+        """Rows in open files are all that is not synced yet: no names, and nothing that came from elsewhere."""
+        return not (self._adopted or self._new_names)
+
+    def sync_grown(self, log_fd: int, log: str) -> None:
+        """Make all rows durable, and the log at the same time, where they have only grown. Raises `SyncFailed`, and then
+        poisons the files that failed.
+        """
+        assert self.has_only_grown
+        if not self._has_asked_for_queue:
+            self._queue, self._has_asked_for_queue = files.open_sync_queue(), True
+        dirty = [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
+        unsynced = {block.id for block in dirty}
+        try:
+            for block in dirty:
+                block.is_dirty = False
+            named = [*((block.fd, block.path) for block in dirty), (log_fd, log)]
+            failed = files.sync_together(named, self._queue)
+            unsynced = {block.id for block, error in zip(dirty, failed, strict=False) if error is not None}
+            for error in failed:
+                if error is not None:
+                    raise error
+        except BaseException:
+            self.poisoned |= unsynced
+            raise
+
     def sync(self, dirty: Dirty) -> None:
         """Make it durable; rows may be written meanwhile. Raises `SyncFailed`, and then poisons the file that failed."""
         try:
@@ -283,6 +313,8 @@ class Blocks:
                 files.release_allocation(block.fd)
             block.close()
         self.open.clear()
+        if self._queue is not None:
+            self._queue.close()
 
     # -- removing -----------------------------------------------------------------------------------------------------
 

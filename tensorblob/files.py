@@ -25,6 +25,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from tensorblob.errors import Corrupt, DiskFull, ReadOnlyStore, SyncFailed, WriterBusy
+from tensorblob.kernel_aio import SyncQueue
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
@@ -341,6 +342,33 @@ def sync_file(fd: int, what: str) -> None:
         fdatasync(fd)
     except OSError as error:
         raise SyncFailed(error.errno, f"Cannot make {what} durable: {error.strerror}") from error
+
+
+def open_sync_queue() -> SyncQueue | None:
+    """What `sync_together` syncs by; None where the system has no such thing."""
+    try:
+        return SyncQueue()
+    except OSError:
+        return None
+
+
+def sync_together(named: Sequence[tuple[int, str]], queue: SyncQueue | None) -> list[SyncFailed | None]:
+    """As `sync_file` of each, in no order: all are tried. Returns what `sync_file` would have raised of each.
+
+    `queue` is for one thread at a time; without one they are synced in turn.
+    """
+    codes = [None] * len(named) if queue is None else queue.fdatasync([fd for fd, _ in named])
+    failed: list[SyncFailed | None] = []
+    for (fd, what), code in zip(named, codes, strict=True):
+        try:
+            if code is None:
+                sync_file(fd, what)
+            elif code:
+                raise SyncFailed(code, f"Cannot make {what} durable: {os.strerror(code)}")
+            failed.append(None)
+        except SyncFailed as error:
+            failed.append(error)
+    return failed
 
 
 def sync_directory(path: str, *, dir_fd: int | None = None) -> None:

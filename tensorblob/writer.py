@@ -2,11 +2,13 @@
 
 Every change goes the same way: check → place rows in block files → append one edit to the manifest (the commit point)
 → apply it to the snapshot → tell who asked. Before the commit point nothing is visible and all can be taken back;
-after it nothing fails the caller, except that at `durability="power"` a failed manifest sync is `OutcomeUnknown`.
+after it nothing fails the caller, except that at `durability="power"` a sync that fails then is `OutcomeUnknown`.
 
 Durability: at "power" blocks and their directories are synced before the edit is appended, and the manifest after it,
-before the caller hears; a durable mark follows. At "process" only `flush`, `close` and the background flush (on
-sealing, and every `flush_every_s`) do so. A file whose sync failed is never synced again: the next commit first moves
+before the caller hears; a durable mark follows. Rows that only grow the tails of a sole writer are synced at the same
+time as their edit: nobody builds upon either before both are durable, and what a power loss leaves of them is held
+against their checksum, as always behind the last mark. At "process" only `flush`, `close` and the background flush (on
+sealing, and every `flush_every_s`) sync. A file whose sync failed is never synced again: the next commit first moves
 its rows to a new file and begins a new generation. Starting a generation is a flush; it happens before a commit,
 never after one.
 
@@ -502,8 +504,9 @@ class Writer:
                 if self._is_plain and metadata is None and more is None:
                     manifest = self._manifest
                     assert manifest is not None
+                    is_at_once = self.is_power and self.turns is None and self._blocks.has_only_grown
                     if self.is_power or manifest.is_broken:
-                        self._make_appendable(manifest)
+                        self._make_appendable(manifest, is_synced_later=is_at_once)
                     manifest.append((Grow(tails),))  # the commit point
                     if self.turns is None:
                         self._grown = tails
@@ -514,7 +517,7 @@ class Writer:
                         grown = self._snapshot.grown(tails)
                         self._snapshot, self._known_offset, self.stop_row = grown, manifest.offset, grown.rows
                     if self.is_power:
-                        self._acknowledge_grown(manifest)
+                        self._acknowledge_grown(manifest, is_at_once=is_at_once)
                     if manifest.edits >= MAX_EDITS or manifest.is_broken:
                         self._is_due = True
                     return self.stop_row - count
@@ -541,13 +544,13 @@ class Writer:
             tails.append(tail)
         return tuple(tails)
 
-    def _make_appendable(self, manifest: Manifest) -> None:
+    def _make_appendable(self, manifest: Manifest, *, is_synced_later: bool = False) -> None:
         """Before the commit point: what the edit names is durable if it must be, and the manifest may be appended to."""
         if manifest.is_broken or (self.is_power and self._blocks.poisoned):
             raise _Superseded(
                 errno.EIO, "A sync failed while this change was under way; nothing was committed, try again"
             )
-        if self.is_power:
+        if self.is_power and not is_synced_later:
             try:
                 self._blocks.sync_all()
             except SyncFailed:
@@ -711,9 +714,15 @@ class Writer:
         self._sync_manifest(manifest)
         self._mark(manifest, manifest.offset, self.snapshot)
 
-    def _acknowledge_grown(self, manifest: Manifest) -> None:
-        """As `_acknowledge`, of a commit that only grew the tails, and with what that leaves to do."""
-        self._sync_manifest(manifest)
+    def _acknowledge_grown(self, manifest: Manifest, *, is_at_once: bool) -> None:
+        """As `_acknowledge`, of a commit that only grew the tails, and with what that leaves to do.
+
+        is_at_once: the rows are synced only now, with the edit that names them.
+        """
+        if is_at_once:
+            self._sync_grown(manifest)
+        else:
+            self._sync_manifest(manifest)
         if self._blocks.may_close:
             self._close_sealed()
         with contextlib.suppress(OSError):
@@ -726,11 +735,23 @@ class Writer:
             self._flushed_offset = manifest.offset
 
     def _sync_manifest(self, manifest: Manifest) -> None:
-        try:
+        with self._or_unknown(manifest):
             manifest.sync()
-        except SyncFailed as error:
+
+    def _sync_grown(self, manifest: Manifest) -> None:
+        with self._or_unknown(manifest):
+            self._blocks.sync_grown(manifest.fd, manifest_name(manifest.generation))
+
+    @contextlib.contextmanager
+    def _or_unknown(self, manifest: Manifest) -> Iterator[None]:
+        """After the commit point: a sync that fails in the body leaves the outcome unknown."""
+        try:
+            yield
+        except BaseException as error:
             manifest.is_broken = self._is_due = True
             self._report_trouble()
+            if not isinstance(error, SyncFailed):
+                raise
             raise OutcomeUnknown(
                 error.errno,
                 f"The commit up to row {self.stop_row} is visible, but may not be durable: {error.strerror}",

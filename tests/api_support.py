@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -111,7 +112,7 @@ def elsewhere(target: Callable[..., Any], *args: object) -> Any:
             child.join()
             raise Died(child.exitcode) from None
         if isinstance(value, Complaint) and value.unexpected:
-            raise AssertionError(value.text)
+            raise AssertionError(f"{value.text}\n{value.where}")
         return value
 
 
@@ -132,6 +133,7 @@ class Complaint:
         self.pid: int | None = getattr(error, "pid", None)
         self.host: str | None = getattr(error, "host", None)
         self.unexpected = unexpected
+        self.where = "".join(traceback.format_exception(error)) if unexpected else ""
 
 
 def complaint(act: Callable[[], object]) -> Complaint | None:

@@ -323,6 +323,7 @@ def put_between(monkeypatch: pytest.MonkeyPatch, root: Path) -> Disk:
     monkeypatch.setattr(files, "fcntl", _Fcntl(disk))
     monkeypatch.setattr(files, "FileLock", Lock)
     monkeypatch.setattr(files, "fdatasync", disk.fsync)
+    monkeypatch.setattr(files, "open_sync_queue", lambda: None)
     monkeypatch.setattr(files, "_libc", SimpleNamespace(fallocate=fallocate))
     monkeypatch.setattr(files, "remove_tree", remove)
     return disk
@@ -337,6 +338,7 @@ def reboot(monkeypatch: pytest.MonkeyPatch, name: str = "another boot") -> None:
 def without_platters(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let syncs return at once, for tests of what would be on disk that need no disk."""
     monkeypatch.setattr(files, "fdatasync", lambda fd: None)
+    monkeypatch.setattr(files, "open_sync_queue", lambda: None)
     monkeypatch.setattr(files, "sync_directory", lambda path, *, dir_fd=None: None)
 
 

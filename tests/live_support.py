@@ -127,6 +127,7 @@ class Disk:
         self._failures: list[tuple[str, Callable[[], BaseException]]] = []
         for name in ("write_at", "write_parts_at", "sync_file"):
             monkeypatch.setattr(files, name, functools.partial(self._act, name, getattr(files, name)))
+        monkeypatch.setattr(files, "open_sync_queue", lambda: None)
 
     def _act(self, name: str, act: Callable[..., None], *args: Any) -> None:
         path = args[1] if name == "sync_file" else os.readlink(f"/proc/self/fd/{args[0]}")

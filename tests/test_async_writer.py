@@ -743,7 +743,8 @@ async def test_tasks_that_are_cancelled_at_random_leave_whole_appends(seed: int,
         async with anyio.create_task_group() as tasks:
             for task in range(12):
                 tasks.start_soon(produce, task)
-        assert writer.statistics().pending_nbytes == 0 == writer.statistics().waiting_producers
+        await until(lambda: writer.statistics().pending_nbytes == 0)  # one cancelled in its commit may be in it still
+        assert writer.statistics().waiting_producers == 0
     found = stored_ints(path)
     assert all(many == sizes[number] for number, many in runs_of(found)), "whole and contiguous"
     assert len(runs_of(found)) == len(set(found)), "and once"

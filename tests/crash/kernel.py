@@ -14,6 +14,7 @@ import functools
 import hashlib
 import itertools
 import os
+import random
 import stat
 import sys
 from types import ModuleType, SimpleNamespace
@@ -429,6 +430,21 @@ class Disk(_Constants):
         locks[opening] = wanted
 
 
+class _SyncQueue:
+    """As `kernel_aio.SyncQueue`, on a disk: in any order, and the power may go between any two."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk, self._rng = disk, random.Random(disk.boot)
+
+    def fdatasync(self, fds: list[int]) -> list[int | None]:
+        for fd in self._rng.sample(fds, len(fds)):
+            self._disk.fsync(fd)
+        return [0] * len(fds)
+
+    def close(self) -> None:
+        pass
+
+
 class _FileLock:
     """As `filelock.FileLock`, on a disk."""
 
@@ -483,6 +499,7 @@ class Mount:
         )
         fakes: list[tuple[ModuleType, str, Any]] = [
             (files, "FileLock", lambda path, **_: _FileLock(self.disk, path)),
+            (files, "open_sync_queue", lambda: _SyncQueue(self.disk)),
             (files, "_libc", SimpleNamespace(fallocate=lambda *_: 0)),
             *((module, "boot_id", lambda: self.disk.boot) for module in (manifest, replay)),
             *((m, "secrets", SimpleNamespace(token_hex=lambda n: self.disk.token(n))) for m in (create, presence)),

@@ -36,6 +36,8 @@ class Mutant(NamedTuple):
         path.write_text(text.replace(before, after))
 
 
+TOGETHER = "test_sync_together.py::test_a_sync_that_fails_after_the_commit_point"
+
 MUTANTS = (
     # ---- files: what every durable act is made of
     Mutant(
@@ -661,13 +663,14 @@ MUTANTS = (
         workloads=("append",),
     ),
     Mutant(
-        "a small commit is acknowledged before its edit is synced",
+        "a small commit of a shared writer is acknowledged before its edit is synced",
         "writer.py",
         """
--        self._sync_manifest(manifest)
-         if self._blocks.may_close:
+         else:
+-            self._sync_manifest(manifest)
++            pass
 """,
-        workloads=("append",),
+        workloads=("shared",),
     ),
     Mutant(
         "an edit is appended before its blocks are synced",
@@ -685,10 +688,120 @@ MUTANTS = (
         """
 +                    manifest.append((Grow(tails),))  # the commit point
                      if self.is_power or manifest.is_broken:
-                         self._make_appendable(manifest)
+                         self._make_appendable(manifest, is_synced_later=is_at_once)
 -                    manifest.append((Grow(tails),))  # the commit point
 """,
         tests=("test_durability.py::test_a_power_commit_is_exactly_these_acts",),
+    ),
+    Mutant(
+        "a small commit is acknowledged before its rows are synced with it",
+        "blocks.py",
+        """
+-            named = [*((block.fd, block.path) for block in dirty), (log_fd, log)]
++            named = [(log_fd, log)]
+""",
+        workloads=("append",),
+    ),
+    Mutant(
+        "a small commit is acknowledged before its edit is synced with its rows",
+        "blocks.py",
+        """
+-            named = [*((block.fd, block.path) for block in dirty), (log_fd, log)]
++            named = [(block.fd, block.path) for block in dirty]
+""",
+        workloads=("append",),
+    ),
+    Mutant(
+        "rows that peers build upon are synced after the edit that names them",
+        "writer.py",
+        """
+-                    is_at_once = self.is_power and self.turns is None and self._blocks.has_only_grown
++                    is_at_once = self.is_power and self._blocks.has_only_grown
+""",
+        tests=("test_durability.py::test_a_power_commit_is_exactly_these_acts",),
+    ),
+    Mutant(
+        "rows are synced after the edit that names them, their directory never",
+        "blocks.py",
+        """
+-        return not (self._adopted or self._new_names)
++        return True
+""",
+        tests=("test_sync_together.py::test_names_are_durable_before_the_edit",),
+    ),
+    Mutant(
+        "of syncs at once a failure is overlooked",
+        "blocks.py",
+        """
+-                if error is not None:
++                if False:
+                     raise error
+""",
+        tests=(f"{TOGETHER}_leaves_the_outcome_unknown_and_is_healed",),
+    ),
+    Mutant(
+        "of syncs at once a file that failed is trusted",
+        "blocks.py",
+        """
+-            self.poisoned |= unsynced
+""",
+        tests=(f"{TOGETHER}_leaves_the_outcome_unknown_and_is_healed",),
+    ),
+    Mutant(
+        "what the kernel says of a sync is overlooked",
+        "files.py",
+        """
+-            elif code:
++            elif False:
+""",
+        tests=("test_sync_together.py::test_rows_on_a_device_that_fails_for_a_while_are_what_was_acknowledged",),
+    ),
+    Mutant(
+        "files that the kernel took no sync of are not synced",
+        "files.py",
+        """
+-            if code is None:
++            if False:
+                 sync_file(fd, what)
+             elif code:
+""",
+        tests=("test_sync_together.py::test_who_fails_is_told_and_the_others_are_synced",),
+    ),
+    Mutant(
+        "the answer to an interrupted sync is one to the next",
+        "kernel_aio.py",
+        """
+-                if number >= 0:  # else of a call that was interrupted
++                if True:
+""",
+        tests=("test_sync_together.py::test_what_an_interrupted_call_left_under_way_is_no_answer_to_the_next",),
+    ),
+    Mutant(
+        "a signal ends the wait for a sync",
+        "kernel_aio.py",
+        """
+-            if got < 0 and ctypes.get_errno() != errno.EINTR:
++            if got < 0:
+""",
+        tests=("test_sync_together.py::test_signals_interrupt_nothing",),
+    ),
+    Mutant(
+        "a fork gives the parent's queue back",
+        "kernel_aio.py",
+        """
+-        if self._context and self._pid == os.getpid():
++        if self._context:
+""",
+        tests=("test_sync_together.py::test_a_fork_has_none_of_it_and_does_no_harm",),
+    ),
+    Mutant(
+        "a writer's queue outlives it",
+        "blocks.py",
+        """
+-            self._queue.close()
++            pass
+""",
+        tests=("test_sync_together.py::test_a_writer_that_is_closed_gives_its_queue_back",),
     ),
     Mutant(
         "a durable mark is appended before the sync",
@@ -1087,7 +1200,7 @@ MUTANTS = (
         """
              manifest.is_broken = self._is_due = True
 -            self._report_trouble()
-             raise OutcomeUnknown(
+             if not isinstance(error, SyncFailed):
 """,
         tests=("test_shared.py::test_a_manifest_whose_sync_failed_is_left_by_the_peers_too",),
     ),
@@ -1119,7 +1232,7 @@ MUTANTS = (
         """
 -            manifest.is_broken = self._is_due = True
              self._report_trouble()
-             raise OutcomeUnknown(
+             if not isinstance(error, SyncFailed):
 """,
         tests=("test_durability.py::test_a_failed_sync_costs_at_most_its_own_commit_and_the_next_goes_to_new_files",),
     ),
@@ -1136,7 +1249,8 @@ MUTANTS = (
         "a commit that may not be durable has failed",
         "writer.py",
         """
-             self._report_trouble()
+             if not isinstance(error, SyncFailed):
+                 raise
 -            raise OutcomeUnknown(
 -                error.errno,
 -                f"The commit up to row {self.stop_row} is visible, but may not be durable: {error.strerror}",
