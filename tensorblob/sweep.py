@@ -12,7 +12,15 @@ import os
 from tensorblob import files
 from tensorblob.blocks import Blocks
 from tensorblob.edit import Block, Patch, Tail
-from tensorblob.format import Store, decode_log, is_block_id, is_producer, log_seed, manifest_name
+from tensorblob.format import (
+    Store,
+    decode_log,
+    is_block_id,
+    is_producer,
+    log_seed,
+    manifest_generation,
+    manifest_name,
+)
 from tensorblob.manifest import generations, remove_superseded
 from tensorblob.presence import is_dead
 from tensorblob.replay import read_log
@@ -44,9 +52,15 @@ def sweep(path: str, dir_fd: int, store: Store, blocks: Blocks, producer: str) -
                 last = max((generation for generation in pinned if name in named[generation]), default=0)
                 blocks.bury(0 if last else 1, last, f"{directory}/{name}")
     blocks.unlink_dead()
-    for name in gone:
+    unfinished = [name for name in files.list_directory(".", dir_fd=dir_fd) if _is_unfinished_manifest(name)]
+    for path in (*unfinished, *(f"producers/{name}" for name in gone)):
         with contextlib.suppress(OSError):
-            files.unlink(f"producers/{name}", dir_fd=dir_fd, missing_ok=True)
+            files.unlink(path, dir_fd=dir_fd, missing_ok=True)
+
+
+def _is_unfinished_manifest(name: str) -> bool:
+    """Its writer died while it began a generation; one that is at work does so in its turn."""
+    return name.startswith(".") and manifest_generation(name[1:]) is not None
 
 
 def _names_in(dir_fd: int, store: Store, generation: int) -> set[str]:

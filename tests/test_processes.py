@@ -318,6 +318,7 @@ def test_a_writer_killed_before_any_of_its_acts_leaves_the_last_commit_or_the_ne
             follower.refresh()
             assert numbers(follower[:]) == found
             with tb.TensorBlob.open(path, "r+") as writer:
+                assert not list(path.glob(".*")), "a generation that it was about to begin is not left behind"
                 writer.seek(0, 2)
                 writer.write(rows(77))
                 assert numbers(writer[:]) == [*found, 77]

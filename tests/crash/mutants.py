@@ -2296,6 +2296,17 @@ MUTANTS = (
         tests=("crash/test_locks.py",),
     ),
     Mutant(
+        "a generation that its writer died over is left behind",
+        "sweep.py",
+        """
+-    for path in (*unfinished, *(f"producers/{name}" for name in gone)):
++    for path in (f"producers/{name}" for name in gone):
+""",
+        tests=(
+            "test_processes.py::test_a_writer_killed_before_any_of_its_acts_leaves_the_last_commit_or_the_next[power]",
+        ),
+    ),
+    Mutant(
         "a generation that a killed writer began is trusted",
         "sweep.py",
         """
