@@ -239,11 +239,10 @@ def write_report(json_path: Path) -> list[Path]:
         "A ratio is to the limit measured in the same round, and the median of the rounds counts. A row whose limit against",
         "itself did not come out at 1.00 ± 0.03 in that race is on unsteady ground; it is marked under the table.",
     ]
-    if not run.get("full", True) or run.get("left_out"):
-        lines += [
-            "",
-            "Not a complete run: fewer rounds, the targets without `--full`, and what is named at the end left out.",
-        ]
+    missing = [] if run.get("full", True) else ["the targets are without `--full`, with fewer rounds"]
+    missing += ["what is named at the end was left out"] if run.get("left_out") else []
+    if missing:
+        lines += ["", f"Not a complete run: {', and '.join(missing)}."]
     results = [result_of(values) for values in run["results"]]
     targets = [result_of(values) for values in run["targets"]]
     if results:
