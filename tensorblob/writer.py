@@ -747,11 +747,9 @@ class Writer:
         """After the commit point: a sync that fails in the body leaves the outcome unknown."""
         try:
             yield
-        except BaseException as error:
+        except SyncFailed as error:
             manifest.is_broken = self._is_due = True
             self._report_trouble()
-            if not isinstance(error, SyncFailed):
-                raise
             raise OutcomeUnknown(
                 error.errno,
                 f"The commit up to row {self.stop_row} is visible, but may not be durable: {error.strerror}",

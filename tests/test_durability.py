@@ -396,14 +396,19 @@ def write_or_not(blob: tb.TensorBlob, model: list[int], batch: list[int]) -> Bas
 BATCHES = [[0], [1, 2], [3, 4], [5, 6, 7, 8], [9], [10, 11, 12]]
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.usefixtures("no_background_flush")
-def test_a_failed_sync_costs_at_most_its_own_commit_and_the_next_goes_to_new_files(path: Path, disk: Disk) -> None:
+def test_a_failed_sync_costs_at_most_its_own_commit_and_the_next_goes_to_new_files(
+    path: Path, disk: Disk, shared: bool
+) -> None:
     raised = set()
     for nth in itertools.count():
         disk.acts.clear()
         path = path.with_name(f"{nth}.blob")
         model: list[int] = []
-        with open_new(path, durability="power") as blob:
+        open_new(path).close()
+        disk.acts.clear()
+        with tb.TensorBlob.open(path, "a+", durability="power", shared=shared) as blob:
             with disk.failing(nth, SYNCS) as fault:
                 for batch in BATCHES:
                     had_fired = fault.fired

@@ -624,6 +624,8 @@ def test_torn_hidden_files_mean_nothing(tmp_path: Path) -> None:
     (tmp_path / ".x.blob.12345678.new" / "schema.json").write_text("{")
     assert stored(path) == list(range(7))
     with open_blob(path, "r+") as writer:
+        assert not list(path.glob(".*")), "what a dead producer left is cleaned up"
+        (path / ".manifest.000002").write_bytes(data[: len(data) // 2])
         writer.truncate(3)
         writer.compact()  # a new generation, under the name that a torn one has
         assert numbers(writer[:]) == [0, 1, 2]

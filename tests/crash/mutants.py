@@ -308,7 +308,7 @@ MUTANTS = (
 -                    self.poisoned.add(block.id)
 -                    raise
 """,
-        workloads=("append",),
+        workloads=("transaction", "shared"),
     ),
     Mutant(
         "a commit leaves adopted blocks and new names",
@@ -1200,7 +1200,7 @@ MUTANTS = (
         """
              manifest.is_broken = self._is_due = True
 -            self._report_trouble()
-             if not isinstance(error, SyncFailed):
+             raise OutcomeUnknown(
 """,
         tests=("test_shared.py::test_a_manifest_whose_sync_failed_is_left_by_the_peers_too",),
     ),
@@ -1232,7 +1232,7 @@ MUTANTS = (
         """
 -            manifest.is_broken = self._is_due = True
              self._report_trouble()
-             if not isinstance(error, SyncFailed):
+             raise OutcomeUnknown(
 """,
         tests=("test_durability.py::test_a_failed_sync_costs_at_most_its_own_commit_and_the_next_goes_to_new_files",),
     ),
@@ -1249,8 +1249,7 @@ MUTANTS = (
         "a commit that may not be durable has failed",
         "writer.py",
         """
-             if not isinstance(error, SyncFailed):
-                 raise
+             self._report_trouble()
 -            raise OutcomeUnknown(
 -                error.errno,
 -                f"The commit up to row {self.stop_row} is visible, but may not be durable: {error.strerror}",

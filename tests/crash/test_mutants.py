@@ -21,8 +21,8 @@ TESTS = Path(__file__).parents[1]
 STATES = 400
 """Of a run; of them the first are those that lack all that was not synced."""
 RUNS = 8
-HANG_S = 25
-"""Who waits for ever without a step is found out, too; the tests that are named take seconds."""
+HANG_S = 40
+"""Who waits for ever without a step is found out, too: the tests that are named take seconds, or give up after 20 s."""
 SHARDS = 4
 CONTROL_STATES, CONTROL_RUNS, CONTROL_EVERY = 50, 1, 4
 """Where nothing is missing, so many states are looked at, and every fourth of the tests: they run by themselves, too."""
