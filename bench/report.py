@@ -243,6 +243,8 @@ def write_report(json_path: Path) -> list[Path]:
     missing += ["what is named at the end was left out"] if run.get("left_out") else []
     if missing:
         lines += ["", f"Not a complete run: {', and '.join(missing)}."]
+    if run.get("note"):
+        lines += ["", run["note"]]
     results = [result_of(values) for values in run["results"]]
     targets = [result_of(values) for values in run["targets"]]
     if results:
