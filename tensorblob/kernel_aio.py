@@ -64,10 +64,7 @@ class SyncQueue:
             request.opcode = _FDSYNC
 
     def fdatasync(self, fds: Sequence[int]) -> list[int | None]:
-        """Sync those files; return for each 0, the errno, or None: the kernel did not take it, and nothing was done.
-
-        If it raises, syncs may be under way still.
-        """
+        """Sync those files; return for each 0, the errno, or None: the kernel did not take it, and nothing was done."""
         self._turn += 1
         first = self._turn * _MAX_REQUESTS
         found: list[int | None] = [None] * len(fds)
@@ -75,12 +72,12 @@ class SyncQueue:
         for number in range(count):
             request = self._requests[number]
             request.data, request.fd = first + number, fds[number]
-        left = max(_syscall(self._submit, self._context, ctypes.c_long(count), self._pointers), 0)
+        left = taken = max(_syscall(self._submit, self._context, ctypes.c_long(count), self._pointers), 0)
         while left:
             most = ctypes.c_long(_MAX_REQUESTS)
             got = _syscall(self._get_events, self._context, ctypes.c_long(left), most, self._events, None)
-            if got < 0 and ctypes.get_errno() != errno.EINTR:
-                raise OSError(ctypes.get_errno(), "Cannot wait for syncs")
+            if got < 0 and (code := ctypes.get_errno()) != errno.EINTR:  # what became of them nobody will hear
+                return [code if n < taken and found[n] is None else found[n] for n in range(len(fds))]
             for event in self._events[: max(got, 0)]:
                 number = event.data - first
                 if number >= 0:  # else of a call that was interrupted

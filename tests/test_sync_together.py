@@ -1,5 +1,6 @@
 """Files that are made durable at once: each is synced, each failure is told, and who cannot have it so has it in turn."""
 
+import ctypes
 import errno
 import os
 import signal
@@ -81,6 +82,24 @@ def test_a_descriptor_that_is_closed_fails(queue: SyncQueue, fds: list[int]) -> 
     os.close(closed)
     failed = files.sync_together(named([closed, fds[0]]), queue)
     assert failed[0] is not None and failed[0].errno == errno.EBADF and failed[1] is None
+
+
+def test_syncs_of_which_the_kernel_says_nothing_have_failed(
+    queue: SyncQueue, fds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = kernel_aio._syscall
+
+    def mute(number: Any, *arguments: Any) -> int:
+        if number is not queue._get_events:
+            return int(real(number, *arguments))
+        ctypes.set_errno(errno.EFAULT)
+        return -1
+
+    monkeypatch.setattr(kernel_aio, "_syscall", mute)
+    failed = files.sync_together(named(fds[:2]), queue)
+    assert [error and error.errno for error in failed] == [errno.EFAULT, errno.EFAULT]
+    monkeypatch.undo()
+    assert queue.fdatasync(fds[:3]) == [0, 0, 0], "late answers are none to this"
 
 
 def test_signals_interrupt_nothing(queue: SyncQueue, fds: list[int]) -> None:

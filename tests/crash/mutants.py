@@ -780,8 +780,8 @@ MUTANTS = (
         "a signal ends the wait for a sync",
         "kernel_aio.py",
         """
--            if got < 0 and ctypes.get_errno() != errno.EINTR:
-+            if got < 0:
+-            if got < 0 and (code := ctypes.get_errno()) != errno.EINTR:  # what became of them nobody will hear
++            if got < 0 and (code := ctypes.get_errno()):
 """,
         tests=("test_sync_together.py::test_signals_interrupt_nothing",),
     ),
