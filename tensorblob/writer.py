@@ -739,8 +739,14 @@ class Writer:
             manifest.sync()
 
     def _sync_grown(self, manifest: Manifest) -> None:
-        with self._or_unknown(manifest):
-            self._blocks.sync_grown(manifest.fd, manifest_name(manifest.generation))
+        try:
+            with self._or_unknown(manifest):
+                self._blocks.sync_grown(manifest.fd, manifest_name(manifest.generation))
+        except BaseException as error:
+            if not isinstance(error, OutcomeUnknown):  # interrupted: what became of the syncs nobody has heard
+                manifest.is_broken = self._is_due = True
+                self._report_trouble()
+            raise
 
     @contextlib.contextmanager
     def _or_unknown(self, manifest: Manifest) -> Iterator[None]:

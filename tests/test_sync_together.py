@@ -264,6 +264,31 @@ def test_a_sync_that_fails_after_the_commit_point_leaves_the_outcome_unknown_and
         assert blob[:].tolist() == list(range(8))
 
 
+@pytest.mark.parametrize("when", ["before it", "after it"])
+def test_syncs_that_are_interrupted_are_not_trusted_by_anybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    path = tmp_path / "x.blob"
+    real = files.sync_together
+
+    def interrupted(*arguments: Any) -> Any:
+        found = real(*arguments) if when == "after it" else None
+        raise KeyboardInterrupt(found)
+
+    blob = tb.TensorBlob.open(path, "w+", dtype="int64", shape=(), durability="power")
+    blob.write(torch.arange(3))
+    blob.write(torch.arange(3, 5))
+    before = blob.snapshot.columns[0].live()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, "sync_together", interrupted)
+        blob.write(torch.arange(5, 6))
+    assert (path / "commit.lock").read_text().strip(), "peers, and whoever comes next, know of it"
+    blob.write(torch.arange(6, 7))
+    assert blob.durable_rows == 7 and blob[:].tolist() == list(range(7))
+    assert not blob.snapshot.columns[0].live() & before and (path / "manifest.000002").exists()
+    blob.close()
+
+
 # ---- a device that really fails
 
 
