@@ -787,7 +787,7 @@ class Writer:
         Raises `SyncFailed` if the kernel could not; the next commit or flush then goes to new files.
         """
         self.check_outside("flush")
-        with self._syncing():
+        with self._syncing(), contextlib.ExitStack() as held:
             with self._lock:
                 manifest = self._current
                 offset, synced = manifest.offset, self.snapshot
@@ -797,6 +797,8 @@ class Writer:
                 if offset == self._flushed_offset:
                     return None
                 dirty = self._blocks.dirty()
+                if self.is_power:  # a commit must not take for synced what is only about to be
+                    held.enter_context(self._lock)
             try:
                 self._blocks.sync(dirty)
                 manifest.sync()

@@ -835,7 +835,7 @@ MUTANTS = (
         "a flush marks before it syncs",
         "writer.py",
         """
-                 dirty = self._blocks.dirty()
+                     held.enter_context(self._lock)
 +                self._mark(manifest, offset, synced)
              try:
                  self._blocks.sync(dirty)
@@ -1315,8 +1315,8 @@ MUTANTS = (
         "writer.py",
         """
          self.check_outside("flush")
--        with self._syncing():
-+        if True:
+-        with self._syncing(), contextlib.ExitStack() as held:
++        with contextlib.ExitStack() as held:
              with self._lock:
 """,
         tests=("test_live_edges.py::test_a_flush_in_a_turn_does_not_wait_for_a_flush_that_waits_for_the_turn",),
