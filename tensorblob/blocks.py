@@ -188,9 +188,12 @@ class Blocks:
             self._adopted.update((block_path(field, id), None) for id in live)
             self._new_names.setdefault(f"blocks/{field.directory}", set()).update(live)
 
+    def _dirty_blocks(self) -> list[BlockFile]:
+        return [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
+
     def dirty(self) -> Dirty:
         """What is not synced yet, for one `sync`. Poisoned files are not among it."""
-        blocks = [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
+        blocks = self._dirty_blocks()
         adopted = [path for path in self._adopted if os.path.basename(path) not in self.poisoned]
         dirty = Dirty([], adopted, list(self._new_names))
         try:
@@ -204,36 +207,35 @@ class Blocks:
 
     def sync_all(self) -> None:
         """Make everything so far durable; no block is closed meanwhile. Raises as `sync`."""
-        if self._adopted or self._new_names:
+        if not self.has_only_grown:
             self.sync(self.dirty())
             return
-        for block in self.open.values():
-            if block.is_dirty and block.id not in self.poisoned:
-                block.is_dirty = False
-                try:
-                    files.sync_file(block.fd, block.path)
-                except BaseException:
-                    self.poisoned.add(block.id)
-                    raise
+        for block in self._dirty_blocks():
+            block.is_dirty = False
+            try:
+                files.sync_file(block.fd, block.path)
+            except BaseException:
+                self.poisoned.add(block.id)
+                raise
 
     @property
     def has_only_grown(self) -> bool:
         """Rows in open files are all that is not synced yet: no names, and nothing that came from elsewhere."""
         return not (self._adopted or self._new_names)
 
-    def sync_grown(self, log_fd: int, log: str) -> None:
-        """Make all rows durable, and the log at the same time, where they have only grown. Raises `SyncFailed`, and then
-        poisons the files that failed.
+    def sync_grown(self, manifest_fd: int, manifest: str) -> None:
+        """Make all rows durable, and the manifest at the same time, where blocks have only grown. Raises `SyncFailed`, and
+        then poisons the blocks that failed.
         """
         assert self.has_only_grown
         if not self._has_asked_for_queue:
             self._queue, self._has_asked_for_queue = files.open_sync_queue(), True
-        dirty = [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
+        dirty = self._dirty_blocks()
         unsynced = {block.id for block in dirty}
         try:
             for block in dirty:
                 block.is_dirty = False
-            named = [*((block.fd, block.path) for block in dirty), (log_fd, log)]
+            named = [*((block.fd, block.path) for block in dirty), (manifest_fd, manifest)]
             failed = files.sync_together(named, self._queue)
             unsynced = {block.id for block, error in zip(dirty, failed, strict=False) if error is not None}
             for error in failed:

@@ -13,7 +13,7 @@ its rows to a new file and begins a new generation. Starting a generation is a f
 never after one.
 
 Locks: `_lock` guards the state, `_sync_lock` (taken first, or not waited for) the syncing of what was taken over from
-it, so that rows can be appended while earlier ones are made durable.
+it, so that rows can be appended while earlier ones are made durable; at "power" a flush keeps commits out until then.
 """
 
 from __future__ import annotations

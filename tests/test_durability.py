@@ -403,7 +403,6 @@ def test_a_failed_sync_costs_at_most_its_own_commit_and_the_next_goes_to_new_fil
 ) -> None:
     raised = set()
     for nth in itertools.count():
-        disk.acts.clear()
         path = path.with_name(f"{nth}.blob")
         model: list[int] = []
         open_new(path).close()
@@ -438,6 +437,35 @@ def test_a_failed_sync_costs_at_most_its_own_commit_and_the_next_goes_to_new_fil
 
 def generation(path: Path) -> int:
     return max(int(manifest.name[-6:]) for manifest in path.glob("manifest.*"))
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_flush_keeps_commits_out_where_they_have_to_be_durable(
+    durability: str, path: Path, disk: Disk, no_background_flush: None
+) -> None:
+    """One that came in between would take for synced what the flush has only begun to sync."""
+    free: list[bool] = []
+    with open_new(path, durability=durability) as blob:
+        blob.write(rows(0))
+        writer = blob._writer
+        assert writer is not None
+        writer._flushed_offset = -1  # as after an interrupt
+
+        def try_lock() -> None:
+            free.append(writer._lock.acquire(blocking=False))
+            if free[-1]:
+                writer._lock.release()
+
+        def look(act: Act) -> None:
+            if act.kind == "sync":
+                other = threading.Thread(target=try_lock)
+                other.start()
+                other.join()
+
+        disk.watch = look
+        blob.flush()
+        disk.watch = None
+    assert free and set(free) == {durability == "process"}
 
 
 @pytest.mark.usefixtures("no_background_flush")

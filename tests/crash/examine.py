@@ -2,9 +2,9 @@
 
 A state counts once: two that hold the same files, names and bytes are one. The first of them is put under the engine,
 and the whole way is gone: a reader opens it and reads all rows; a writer recovers it, and shows the same; it appends and
-closes; a reader finds that. For every further one the answer is known, and is held against what was promised by then.
-(So is what the last reader finds: recovery leaves the same of many states, byte for byte, and the same is read once.)
-Of some the way itself is cut short by another power loss, anywhere, and again.
+closes; a reader finds that (recovery leaves the same of many states, byte for byte: the same is read once). For every further
+one the answer is known, and is held against what was promised by then. Of some the way itself is cut short by another power
+loss, anywhere, and again.
 """
 
 from __future__ import annotations

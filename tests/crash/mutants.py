@@ -302,11 +302,11 @@ MUTANTS = (
         "a commit does not sync its blocks",
         "blocks.py",
         """
--                try:
--                    files.sync_file(block.fd, block.path)
--                except BaseException:
--                    self.poisoned.add(block.id)
--                    raise
+-            try:
+-                files.sync_file(block.fd, block.path)
+-            except BaseException:
+-                self.poisoned.add(block.id)
+-                raise
 """,
         workloads=("transaction", "shared"),
     ),
@@ -314,7 +314,7 @@ MUTANTS = (
         "a commit leaves adopted blocks and new names",
         "blocks.py",
         """
--        if self._adopted or self._new_names:
+-        if not self.has_only_grown:
 -            self.sync(self.dirty())
 -            return
 """,
@@ -481,9 +481,9 @@ MUTANTS = (
         "a file whose sync failed in a commit is trusted",
         "blocks.py",
         """
-                 except BaseException:
--                    self.poisoned.add(block.id)
-                     raise
+             except BaseException:
+-                self.poisoned.add(block.id)
+                 raise
 """,
         tests=("test_durability.py::test_a_failed_sync_costs_at_most_its_own_commit_and_the_next_goes_to_new_files",),
     ),
@@ -596,8 +596,8 @@ MUTANTS = (
         "a block whose sync failed is synced again by a flush",
         "blocks.py",
         """
--        blocks = [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
-+        blocks = [block for block in self.open.values() if block.is_dirty]
+-        return [block for block in self.open.values() if block.is_dirty and block.id not in self.poisoned]
++        return [block for block in self.open.values() if block.is_dirty]
 """,
         tests=("test_durability.py::test_a_file_whose_sync_fails_while_rows_are_written_to_it_is_never_synced_again",),
     ),
@@ -697,8 +697,8 @@ MUTANTS = (
         "a small commit is acknowledged before its rows are synced with it",
         "blocks.py",
         """
--            named = [*((block.fd, block.path) for block in dirty), (log_fd, log)]
-+            named = [(log_fd, log)]
+-            named = [*((block.fd, block.path) for block in dirty), (manifest_fd, manifest)]
++            named = [(manifest_fd, manifest)]
 """,
         workloads=("append",),
     ),
@@ -706,7 +706,7 @@ MUTANTS = (
         "a small commit is acknowledged before its edit is synced with its rows",
         "blocks.py",
         """
--            named = [*((block.fd, block.path) for block in dirty), (log_fd, log)]
+-            named = [*((block.fd, block.path) for block in dirty), (manifest_fd, manifest)]
 +            named = [(block.fd, block.path) for block in dirty]
 """,
         workloads=("append",),
@@ -746,6 +746,24 @@ MUTANTS = (
 -            self.poisoned |= unsynced
 """,
         tests=(f"{TOGETHER}_leaves_the_outcome_unknown_and_is_healed",),
+    ),
+    Mutant(
+        "syncs at once that were interrupted are trusted",
+        "writer.py",
+        """
+-            if not isinstance(error, OutcomeUnknown):  # interrupted: what became of the syncs nobody has heard
++            if False:
+""",
+        tests=("test_sync_together.py::test_syncs_that_are_interrupted_are_not_trusted_by_anybody",),
+    ),
+    Mutant(
+        "a commit takes for synced what a flush is about to sync",
+        "writer.py",
+        """
+-                    held.enter_context(self._lock)
++                    pass
+""",
+        tests=("test_durability.py::test_a_flush_keeps_commits_out_where_they_have_to_be_durable",),
     ),
     Mutant(
         "what the kernel says of a sync is overlooked",
