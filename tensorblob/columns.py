@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
+from time import perf_counter_ns
 
 import numpy as np
 import torch
@@ -32,6 +33,12 @@ from tensorblob.snapshot import Column
 
 REFUSED_CACHE_BLOCKS = 16
 CHECKED_NBYTES = 64 << 20
+COLD_ROWS = 4096
+"""So many rows are asked of the disk at once."""
+SLOW_NS = 200_000
+SLOW_ROW_NS = 1_000
+SLOW_BYTE_NS = 2
+"""A gather that takes longer than this, and for its rows and bytes, has perhaps waited for the disk."""
 _NOTHING = -1, -1, torch.empty(0, device="cpu")
 
 
@@ -116,6 +123,7 @@ class MappedColumn(ColumnRows):
     def follow(self, column: Column) -> MappedColumn:
         private = self._private and self._private.follow(self.column, column)
         shared = self._shared.follow(self.column, column)
+        shared.is_cold = self._shared.is_cold
         made = MappedColumn.__new__(MappedColumn)  # who follows waits for this: nothing is worked out twice
         made.field, made._dtype, made._carrier, made._is_carried = (
             self.field,
@@ -168,45 +176,61 @@ class MappedColumn(ColumnRows):
                 layout.ensure_rows(rows)
             except ReservationRefused:
                 return self._unmapped.take(rows, out)
-        if (table := layout.table) is not None:
-            base = layout.table_row
-            if base:
-                rows = rows - base
-            table = table[: self.column.stop - base]
-            if out is None:
-                return self._finish(torch.index_select(table, 0, rows))
-            torch.index_select(table, 0, rows, out=out.view(self._carrier) if self._is_carried else out)
-            return out
         found = self.empty(len(rows)) if out is None else out
         target = found.view(self._carrier) if self._is_carried else found
-        if layout.run_rows:
+        if not layout.is_cold:
+            self._gather(layout, rows, target)
+            return found
+        for start in range(0, len(rows), COLD_ROWS):
+            piece = rows[start : start + COLD_ROWS]
+            if layout.is_cold:
+                layout.will_need_rows(piece)
+            self._gather(layout, piece, target[start : start + COLD_ROWS])
+        return found
+
+    def _gather(self, layout: Layout, rows: torch.Tensor, target: torch.Tensor) -> None:
+        started = perf_counter_ns()
+        if (table := layout.table) is not None:
+            base = layout.table_row
+            torch.index_select(table[: self.column.stop - base], 0, rows - base if base else rows, out=target)
+        elif layout.run_rows:
             which = np.searchsorted(layout.run_rows, rows.numpy(), side="right") - 1
             for run in np.unique(which).tolist():
                 at = torch.from_numpy(np.flatnonzero(which == run))
                 target[at] = torch.index_select(layout.tables[run], 0, rows[at] - layout.run_rows[run])
-        return found
+        self._notice(layout, rows, started)
+
+    def _notice(self, layout: Layout, rows: torch.Tensor, started: int) -> None:
+        """If a gather that began then was slow, look next time whether it was for the disk."""
+        took = perf_counter_ns() - started
+        if took > SLOW_NS and took > SLOW_NS + rows.numel() * (SLOW_ROW_NS + SLOW_BYTE_NS * self.field.row_nbytes):
+            layout.is_cold = True
 
     def take_positions(
         self, positions: torch.Tensor, out: torch.Tensor | None, first_row: int, stop_row: int
     ) -> torch.Tensor | None:
         """As `take`, of rows counted from `first_row`, if that needs no look at them first; else None.
 
-        So it is when all blocks are mapped, there is no seam, and no position is negative or beyond: `index_select` checks.
+        So it is when all blocks are mapped, and in memory as far as is known, there is no seam, and no position is negative
+        or beyond: `index_select` checks.
         """
         layout = self._shared
-        if layout.unmapped or layout.table is None:
+        if layout.unmapped or layout.table is None or layout.is_cold:
             return None
         committed = self._committed  # once: a thread with another state may put its own there
         if committed[0] != first_row or committed[1] != stop_row:
             base = layout.table_row
             committed = self._committed = first_row, stop_row, layout.table[first_row - base : stop_row - base]
+        started = perf_counter_ns()
         try:
             if out is None:
-                return self._finish(torch.index_select(committed[2], 0, positions))
-            target = out.view(self._carrier) if self._is_carried else out
-            torch.index_select(committed[2], 0, positions, out=target)
+                out = self._finish(torch.index_select(committed[2], 0, positions))
+            else:
+                target = out.view(self._carrier) if self._is_carried else out
+                torch.index_select(committed[2], 0, positions, out=target)
         except IndexError:
             return None
+        self._notice(layout, positions, started)
         return out
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int]]:

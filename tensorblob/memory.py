@@ -21,6 +21,7 @@ import errno
 import functools
 import mmap
 import os
+import resource
 import sys
 import threading
 from bisect import bisect_right
@@ -49,6 +50,8 @@ _NOTHING = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
 _MADV_WILLNEED = 3
 _MADV_DONTNEED = 4
 _NOWHERE = ctypes.c_void_p(-1).value
+_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
+SAMPLE_ROWS = 32
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
@@ -192,6 +195,11 @@ def tensor_at(address: int, rows: int, field: Field, keep: object) -> torch.Tens
     return torch.from_numpy(np.asarray(_Memory(address, (rows, *field.shape), carrier, keep)))
 
 
+def _blocks_read() -> int:
+    """How much this thread has had read from disks, ever (0 where the system does not tell)."""
+    return 0 if _THREAD is None else resource.getrusage(_THREAD).ru_inblock
+
+
 def open_block(dir_fd: int, field: Field, block: str, rows: int) -> int:
     """Open a block that must hold `rows` rows; a missing or short one is `Corrupt`, and is neither created
     nor grown.
@@ -262,7 +270,8 @@ class Layout:
     """Where the rows of one column lie in one reservation.
 
     `rows[i]` is the first row of `cells[i]`. `run_rows[i]` is the first row of the i-th run, of which `tables[i]` is
-    one tensor from that row to beyond the last (only committed rows of it may be touched, after `ensure`).
+    one tensor from that row to beyond the last (only committed rows of it may be touched, after `ensure`). `is_cold`
+    says that rows may have to come from the disk, as far as is known.
     """
 
     def __init__(
@@ -273,6 +282,7 @@ class Layout:
         self._private = private
         self._lock: threading.Lock = forks.lock() if share is None else share._lock
         self._forks = forks.count
+        self.is_cold = True
         self._unplaced: Column | None = None
         self.cells: list[Cell] = []
         self.rows: list[int] = []
@@ -488,6 +498,26 @@ class Layout:
         for low, high in self.runs(start, stop):
             address = self.address(low) // PAGE_NBYTES * PAGE_NBYTES
             _madvise(address, self.address(high - 1) + self.field.row_nbytes - address, _MADV_WILLNEED)
+
+    def will_need_rows(self, rows: torch.Tensor) -> None:
+        """As `will_need`, for these rows (int64, mapped), wherever they lie. If all of them, or of the first few, turn out to
+        be in memory, it is not cold any more.
+
+        Else each would be waited for by a page fault of its own, which moreover reads much around it.
+        """
+        ids = rows.numpy()
+        runs = np.searchsorted(self.run_rows, ids, side="right") - 1
+        first_rows, offsets = np.asarray(self.run_rows)[runs], np.asarray(self._run_offsets)[runs]
+        addresses = (ids - first_rows) * self.field.row_nbytes + (offsets + self.reservation.address)
+        starts = addresses // PAGE_NBYTES * PAGE_NBYTES
+        before = _blocks_read()
+        for number, (start, stop) in enumerate(
+            zip(starts.tolist(), (addresses + self.field.row_nbytes).tolist(), strict=True)
+        ):
+            if number == SAMPLE_ROWS and _blocks_read() == before:
+                break
+            _madvise(start, stop - start, _MADV_WILLNEED)
+        self.is_cold = _blocks_read() > before
 
     # -- reading --------------------------------------------------------------------------------------------------
 

@@ -421,6 +421,7 @@ def test_follow_ends_at_once_where_the_stream_has_ended(tmp_path: Path) -> None:
     assert (found["rows"], found["is_finished"], found["rows_per_s"]) == (5, True, None)
 
 
+@pytest.mark.slow
 def test_follow_shows_what_is_committed_until_the_stream_ends(tmp_path: Path) -> None:
     path = create(tmp_path / "x.blob", 5)
     with running("follow", path, "--interval", 0.1, "--json") as child:

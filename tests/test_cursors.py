@@ -294,6 +294,7 @@ async def test_a_cursor_that_cannot_be_written_is_let_go(tmp_path: Path, monkeyp
 # ---- consumers that are killed
 
 
+@pytest.mark.slow
 @limited
 async def test_a_killed_consumer_resumes_without_losing_or_repeating_an_acknowledged_row(
     anyio_backend: str, tmp_path: Path

@@ -259,6 +259,7 @@ def _insert_elsewhere(connection: Connection, path: Path, backend: str, appends:
     connection.send("done")
 
 
+@pytest.mark.slow
 @limited
 async def test_one_limiter_holds_across_processes(anyio_backend: str, tmp_path: Path) -> None:
     path = create_ints(tmp_path / "x.blob")

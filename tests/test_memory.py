@@ -383,6 +383,7 @@ def test_many_threads_read_a_growing_blob_through_few_cached_blocks(tmp_path: Pa
         assert maps_of(path) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_many_threads_read_while_one_refreshes_over_every_change(way: dict[str, Any], tmp_path: Path) -> None:
     """Each row carries its row id, so a row that was read of the wrong snapshot or of freed memory shows."""

@@ -678,6 +678,7 @@ MUTANTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_protocol_that_lacks_a_step_is_found(mutant: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, mutate = MUTANTS[mutant]

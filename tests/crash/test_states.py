@@ -5,7 +5,6 @@ done with each. `TENSORBLOB_CRASH_STATES` says how many there are in all (a mill
 runs and which states (0 by default). Where a point of a run has few enough states, all of them are taken.
 """
 
-import gc
 import os
 import random
 from collections.abc import Iterator
@@ -36,12 +35,10 @@ SHARDS = sorted(SHARDS, key=lambda shard: shard[1])
 
 @pytest.fixture(autouse=True)
 def in_one_thread() -> Iterator[None]:
-    """Tensors of a few rows gain nothing by threads; and what was loaded before is no garbage."""
+    """Tensors of a few rows gain nothing by threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.freeze()
     yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 
