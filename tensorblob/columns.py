@@ -28,17 +28,14 @@ from tensorblob.edit import Span
 from tensorblob.errors import Corrupt, SeamError
 from tensorblob.format import block_path
 from tensorblob.memory import Layout, Mapping, Reservation, ReservationRefused, carrier_dtype, open_block, tensor_at
+from tensorblob.residency import SLOW_NS
 from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
 from tensorblob.snapshot import Column
 
 REFUSED_CACHE_BLOCKS = 16
 CHECKED_NBYTES = 64 << 20
-COLD_ROWS = 4096
-"""So many rows are asked of the disk at once."""
-SLOW_NS = 200_000
-SLOW_ROW_NS = 1_000
-SLOW_BYTE_NS = 2
-"""A gather that takes longer than this, and for its rows and bytes, has perhaps waited for the disk."""
+COLD_ROWS, COLD_NBYTES = 4096, 64 << 20
+"""At most so much is asked of the disk at once."""
 _NOTHING = -1, -1, torch.empty(0, device="cpu")
 
 
@@ -123,7 +120,7 @@ class MappedColumn(ColumnRows):
     def follow(self, column: Column) -> MappedColumn:
         private = self._private and self._private.follow(self.column, column)
         shared = self._shared.follow(self.column, column)
-        shared.is_cold = self._shared.is_cold
+        shared.residency = self._shared.residency
         made = MappedColumn.__new__(MappedColumn)  # who follows waits for this: nothing is worked out twice
         made.field, made._dtype, made._carrier, made._is_carried = (
             self.field,
@@ -176,35 +173,44 @@ class MappedColumn(ColumnRows):
                 layout.ensure_rows(rows)
             except ReservationRefused:
                 return self._unmapped.take(rows, out)
+        residency = layout.residency
+        if not residency.rows_to_look_at:
+            return self._gather(layout, rows, out)
         found = self.empty(len(rows)) if out is None else out
-        target = found.view(self._carrier) if self._is_carried else found
-        if not layout.is_cold:
-            self._gather(layout, rows, target)
-            return found
-        for start in range(0, len(rows), COLD_ROWS):
-            piece = rows[start : start + COLD_ROWS]
-            if layout.is_cold:
+        step = max(1, min(COLD_ROWS, COLD_NBYTES // self.field.row_nbytes))
+        if found.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr():
+            step = max(1, len(rows))  # torch has to see whether they overlap
+        for start in range(0, len(rows), step):
+            piece = rows[start : start + step]
+            if residency.rows_to_look_at:
                 layout.will_need_rows(piece)
-            self._gather(layout, piece, target[start : start + COLD_ROWS])
+            self._gather(layout, piece, found[start : start + step])
         return found
 
-    def _gather(self, layout: Layout, rows: torch.Tensor, target: torch.Tensor) -> None:
+    def _gather(self, layout: Layout, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         started = perf_counter_ns()
         if (table := layout.table) is not None:
             base = layout.table_row
-            torch.index_select(table[: self.column.stop - base], 0, rows - base if base else rows, out=target)
-        elif layout.run_rows:
-            which = np.searchsorted(layout.run_rows, rows.numpy(), side="right") - 1
-            for run in np.unique(which).tolist():
-                at = torch.from_numpy(np.flatnonzero(which == run))
-                target[at] = torch.index_select(layout.tables[run], 0, rows[at] - layout.run_rows[run])
-        self._notice(layout, rows, started)
-
-    def _notice(self, layout: Layout, rows: torch.Tensor, started: int) -> None:
-        """If a gather that began then was slow, look next time whether it was for the disk."""
-        took = perf_counter_ns() - started
-        if took > SLOW_NS and took > SLOW_NS + rows.numel() * (SLOW_ROW_NS + SLOW_BYTE_NS * self.field.row_nbytes):
-            layout.is_cold = True
+            table, ids = table[: self.column.stop - base], rows - base if base else rows
+            if out is not None:
+                torch.index_select(table, 0, ids, out=out.view(self._carrier) if self._is_carried else out)
+            else:
+                try:
+                    out = self._finish(torch.index_select(table, 0, ids))
+                except RuntimeError:
+                    self.empty(len(rows))  # which says so if it was for want of memory
+                    raise
+        else:
+            out = self.empty(len(rows)) if out is None else out
+            target = out.view(self._carrier) if self._is_carried else out
+            if layout.run_rows:
+                which = np.searchsorted(layout.run_rows, rows.numpy(), side="right") - 1
+                for run in np.unique(which).tolist():
+                    at = torch.from_numpy(np.flatnonzero(which == run))
+                    target[at] = torch.index_select(layout.tables[run], 0, rows[at] - layout.run_rows[run])
+        if (ns := perf_counter_ns() - started) > SLOW_NS:
+            layout.residency.gathered(rows.numel(), self.field.row_nbytes, ns)
+        return out
 
     def take_positions(
         self, positions: torch.Tensor, out: torch.Tensor | None, first_row: int, stop_row: int
@@ -215,7 +221,7 @@ class MappedColumn(ColumnRows):
         or beyond: `index_select` checks.
         """
         layout = self._shared
-        if layout.unmapped or layout.table is None or layout.is_cold:
+        if layout.unmapped or layout.table is None or layout.residency.rows_to_look_at:
             return None
         committed = self._committed  # once: a thread with another state may put its own there
         if committed[0] != first_row or committed[1] != stop_row:
@@ -228,9 +234,10 @@ class MappedColumn(ColumnRows):
             else:
                 target = out.view(self._carrier) if self._is_carried else out
                 torch.index_select(committed[2], 0, positions, out=target)
-        except IndexError:
+        except (IndexError, RuntimeError):  # which `take` raises again, or a MemoryError
             return None
-        self._notice(layout, positions, started)
+        if (ns := perf_counter_ns() - started) > SLOW_NS:
+            layout.residency.gathered(positions.numel(), self.field.row_nbytes, ns)
         return out
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int]]:

@@ -21,7 +21,6 @@ import errno
 import functools
 import mmap
 import os
-import resource
 import sys
 import threading
 from bisect import bisect_right
@@ -36,6 +35,7 @@ from tensorblob import files, forks
 from tensorblob.edit import Span
 from tensorblob.errors import Corrupt, UnsupportedFormat
 from tensorblob.format import block_path
+from tensorblob.residency import SAMPLE_ROWS, Look, Residency
 from tensorblob.schema import HUGE_PAGE_NBYTES, PAGE_NBYTES, Field
 from tensorblob.snapshot import Column, Placed
 
@@ -50,8 +50,6 @@ _NOTHING = mmap.MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
 _MADV_WILLNEED = 3
 _MADV_DONTNEED = 4
 _NOWHERE = ctypes.c_void_p(-1).value
-_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
-SAMPLE_ROWS = 32
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap, _munmap, _madvise = _libc.mmap, _libc.munmap, _libc.madvise
@@ -195,11 +193,6 @@ def tensor_at(address: int, rows: int, field: Field, keep: object) -> torch.Tens
     return torch.from_numpy(np.asarray(_Memory(address, (rows, *field.shape), carrier, keep)))
 
 
-def _blocks_read() -> int:
-    """How much this thread has had read from disks, ever (0 where the system does not tell)."""
-    return 0 if _THREAD is None else resource.getrusage(_THREAD).ru_inblock
-
-
 def open_block(dir_fd: int, field: Field, block: str, rows: int) -> int:
     """Open a block that must hold `rows` rows; a missing or short one is `Corrupt`, and is neither created
     nor grown.
@@ -270,8 +263,8 @@ class Layout:
     """Where the rows of one column lie in one reservation.
 
     `rows[i]` is the first row of `cells[i]`. `run_rows[i]` is the first row of the i-th run, of which `tables[i]` is
-    one tensor from that row to beyond the last (only committed rows of it may be touched, after `ensure`). `is_cold`
-    says that rows may have to come from the disk, as far as is known.
+    one tensor from that row to beyond the last (only committed rows of it may be touched, after `ensure`).
+    `residency` is what is known of whether they are in memory.
     """
 
     def __init__(
@@ -282,7 +275,7 @@ class Layout:
         self._private = private
         self._lock: threading.Lock = forks.lock() if share is None else share._lock
         self._forks = forks.count
-        self.is_cold = True
+        self.residency = Residency()
         self._unplaced: Column | None = None
         self.cells: list[Cell] = []
         self.rows: list[int] = []
@@ -500,24 +493,24 @@ class Layout:
             _madvise(address, self.address(high - 1) + self.field.row_nbytes - address, _MADV_WILLNEED)
 
     def will_need_rows(self, rows: torch.Tensor) -> None:
-        """As `will_need`, for these rows (int64, mapped), wherever they lie. If all of them, or of the first few, turn out to
-        be in memory, it is not cold any more.
-
-        Else each would be waited for by a page fault of its own, which moreover reads much around it.
+        """As `will_need`, for these rows (int64, mapped), wherever they lie; but if those that are asked for first, from
+        everywhere among them, are in memory, the rest is taken to be.
         """
         ids = rows.numpy()
         runs = np.searchsorted(self.run_rows, ids, side="right") - 1
         first_rows, offsets = np.asarray(self.run_rows)[runs], np.asarray(self._run_offsets)[runs]
         addresses = (ids - first_rows) * self.field.row_nbytes + (offsets + self.reservation.address)
         starts = addresses // PAGE_NBYTES * PAGE_NBYTES
-        before = _blocks_read()
-        for number, (start, stop) in enumerate(
-            zip(starts.tolist(), (addresses + self.field.row_nbytes).tolist(), strict=True)
-        ):
-            if number == SAMPLE_ROWS and _blocks_read() == before:
+        pages = np.stack((starts, addresses + self.field.row_nbytes - starts), 1)
+        step = max(1, len(ids) // SAMPLE_ROWS)
+        look, looked = Look(), 0
+        for first in range(step):
+            for start, nbytes in pages[first::step].tolist():
+                _madvise(start, nbytes, _MADV_WILLNEED)
+            looked += len(pages[first::step])
+            if first == 0 and not look.has_read():
                 break
-            _madvise(start, stop - start, _MADV_WILLNEED)
-        self.is_cold = _blocks_read() > before
+        self.residency.looked(looked, look)
 
     # -- reading --------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import tensorblob
 
 PACKAGE = Path(tensorblob.__file__).parent
 LAYERS = [
-    {"errors", "forks", "kernel_aio", "offload"},
+    {"errors", "forks", "kernel_aio", "offload", "residency"},
     {"schema"},
     {"edit"},
     {"snapshot"},
