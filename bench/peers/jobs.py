@@ -262,23 +262,6 @@ def workloads(quick: bool) -> dict[str, Workload]:
             without=not_opened,
             is_quick=True,
         ),
-        "open-commits": Workload(
-            "open and read the last row, by commits",
-            "open + pread",
-            grown("open", decades, most=200, prepare_rows=1, prepare_s=prepare_s * 3),
-            axis="commits",
-            without=no_commits,
-        ),
-        "open-blocks": Workload(
-            "open and read the last row, by blocks",
-            "open + pread",
-            {
-                n: job("open", SMALL, 64 * n, most=200, block_rows=64, budget_s=curve_s, prepare_s=prepare_s * 10)
-                for n in ([10, 1_000] if quick else [10, 100, 1_000, 10_000, 100_000])
-            },
-            axis="blocks",
-            without=no_blocks,
-        ),
         "append-columns": Workload(
             "append 1 row, by fields of 64 bytes",
             pwrite,
@@ -304,5 +287,22 @@ def workloads(quick: bool) -> dict[str, Workload]:
             axis="rows that went through",
             weighs=("private memory", "mappings", "bytes on disk", "files"),
             without=no_ring,
+        ),
+        "open-commits": Workload(
+            "open and read the last row, by commits",
+            "open + pread",
+            grown("open", decades, most=200, prepare_rows=1, prepare_s=prepare_s * 3),
+            axis="commits",
+            without=no_commits,
+        ),
+        "open-blocks": Workload(
+            "open and read the last row, by blocks",
+            "open + pread",
+            {
+                n: job("open", SMALL, 64 * n, most=200, block_rows=64, budget_s=curve_s, prepare_s=prepare_s * 10)
+                for n in ([10, 1_000] if quick else [10, 100, 1_000, 10_000, 100_000])
+            },
+            axis="blocks",
+            without=no_blocks,
         ),
     }
