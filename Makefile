@@ -4,7 +4,7 @@
 # constraints.txt has changed. Needs nothing but Python 3.11 or newer (PYTHON=... to choose one). ARGS=... goes to the program.
 
 PYTHONS := $(PYTHON) python3 python3.11 python3.12 python3.13
-WORKERS ?= 4
+WORKERS ?= 3
 QUICK_WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
