@@ -69,7 +69,7 @@ class Residency:
         """So many rows were gathered in so many nanoseconds."""
         if ns > SLOW_NS + rows * (SLOW_ROW_NS + row_nbytes // 2):
             read = _read_by(resource.RUSAGE_SELF)
-            if read > self._read:
+            if read != self._read:  # a forked child counts from 0
                 self._read = read
                 if not self.rows_to_look_at:
                     self._look_rows = min(4 * self._look_rows, MAX_LOOK_ROWS)

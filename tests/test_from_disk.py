@@ -208,6 +208,14 @@ def test_a_slow_gather_ends_the_trust_if_anything_was_read(disk: Disk) -> None:
     assert known.rows_to_look_at
 
 
+def test_a_forked_child_that_counts_anew_may_end_the_trust(disk: Disk) -> None:
+    disk.read = 1 << 30
+    known = trusted(disk)
+    disk.read = 0
+    disk.gather(known, read=8)
+    assert known.rows_to_look_at
+
+
 def test_trust_that_was_often_wrong_comes_back_late_and_not_never(disk: Disk) -> None:
     known, looked = trusted(disk), []
     for _ in range(8):
