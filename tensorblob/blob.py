@@ -581,6 +581,8 @@ def append_to(
 
 def path_of(filename: str | os.PathLike[str]) -> str:
     """The path of a blob's directory: absolute, `~` and symlinks resolved."""
+    if isinstance(filename, str) and not filename.startswith("~"):
+        return os.path.realpath(filename)
     return os.path.realpath(Path(filename).expanduser())
 
 

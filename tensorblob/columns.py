@@ -308,10 +308,14 @@ class _Piecewise(ColumnRows):
         for low, high, span in parts:
             skip = -(low - start) % step
             if low + skip < high:
-                rows = self._rows(Span(span.block, span.start + skip, span.stop))[::step]
-                target[done : done + len(rows)] = rows
-                done += len(rows)
+                count = len(range(low + skip, high, step))
+                self._copy(target[done : done + count], Span(span.block, span.start + skip, span.stop), step)
+                done += count
         return found
+
+    def _copy(self, target: torch.Tensor, span: Span, step: int) -> None:
+        """Have every `step`-th row of `span`, from its first on, in `target`."""
+        target[:] = self._rows(span)[::step]
 
     def take(self, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         ids = rows.numpy()
@@ -335,7 +339,7 @@ class _Piecewise(ColumnRows):
         return torch.index_select(self._rows(Span(span.block, low, high)), 0, block_rows - low)
 
     def _read(self, span: Span) -> torch.Tensor:
-        """The rows of `span` by pread."""
+        """The rows of `span` by pread; memory is asked for when they are known to be there."""
         fd = open_block(self._dir_fd, self.field, span.block, span.stop)
         try:
             rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier, device="cpu")
@@ -453,6 +457,16 @@ class PreadColumn(_Piecewise):
 
     def _rows(self, span: Span) -> torch.Tensor:
         return self._read(span)
+
+    def _copy(self, target: torch.Tensor, span: Span, step: int) -> None:
+        if step != 1:
+            super()._copy(target, span, step)
+            return
+        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
+        try:
+            self._fill(fd, span.block, target, span.start)
+        finally:
+            os.close(fd)
 
     def _take(self, span: Span, block_rows: torch.Tensor) -> torch.Tensor:
         """Read runs of neighbouring rows, not everything between the first and the last."""

@@ -84,7 +84,11 @@ def open_directory(path: str, *, dir_fd: int | None = None) -> int:
 
 def check_directory(path: str, *, dir_fd: int) -> None:
     """Raise `Corrupt` if `path` is there, and no directory but perhaps a symlink to one: paths through it lead elsewhere."""
-    if exists(path, dir_fd=dir_fd) and not is_directory(path, dir_fd=dir_fd):
+    try:
+        mode = os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISDIR(mode):
         raise Corrupt("Not a directory of the blob's own", path=path_of(dir_fd, path))
 
 

@@ -150,6 +150,7 @@ counts. Rows that were let in and are not committed yet count for as long as the
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from collections.abc import Iterator
@@ -209,6 +210,7 @@ def encode_store(store: Store) -> bytes:
     return _encoder.encode(value) + b"\n"
 
 
+@functools.lru_cache(maxsize=16)
 def decode_store(data: bytes, path: str) -> Store:
     """Return what the bytes of a schema.json say.
 
@@ -331,8 +333,10 @@ def manifest_name(generation: int) -> str:
 
 def manifest_generation(name: str) -> int | None:
     """Return the generation that a file name belongs to, or None if it is no manifest."""
-    head, dot, digits = name.partition(".")
-    if head != "manifest" or not dot or not digits.isascii() or not digits.isdigit():
+    if not name.startswith("manifest."):
+        return None
+    digits = name[len("manifest.") :]
+    if not digits.isascii() or not digits.isdigit():
         return None
     generation = int(digits)
     return generation if 0 < generation <= MAX_GENERATION and name == manifest_name(generation) else None

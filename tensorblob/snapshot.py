@@ -411,7 +411,8 @@ class _Draft:
 
     def __init__(self, base: Snapshot) -> None:
         self.columns = list(base.columns)
-        self.value = {name: getattr(base, name) for name in base.__struct_fields__ if name != "columns"}
+        self.value = msgspec.structs.asdict(base)
+        del self.value["columns"]
         self.is_commit = self.is_checkpoint = False
 
     def snapshot(self) -> Snapshot:

@@ -71,11 +71,14 @@ def photograph(path: Path) -> dict[str, tuple[Any, ...]]:
 
 # ---- processes
 
+PRELOADED = ["torch", "tensorblob", "api_support"]
+"""What processes find imported; who wants more there says so before the first of them starts."""
+
 
 @functools.cache
 def _forkserver() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "tensorblob", "api_support"])
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 

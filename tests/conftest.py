@@ -1,6 +1,11 @@
 """What every test may ask for."""
 
 import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis  # noqa: F401 - trio's generators are registered with it, which does not find them once they are frozen
 import pytest
@@ -17,6 +22,14 @@ def pytest_collection_finish() -> None:
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Tests that are marked `anyio` run on both."""
     return str(request.param)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory, where there is such a filesystem with room: what is done ten thousand times should not wear a disk."""
+    where = "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free >= 1 << 30 else None
+    with tempfile.TemporaryDirectory(dir=where) as name:
+        yield Path(name)
 
 
 @pytest.fixture

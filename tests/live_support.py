@@ -23,7 +23,7 @@ import torch
 import tensorblob as tb
 from tensorblob import files
 
-LIMIT_S = 30.0
+LIMIT_S = float(os.environ.get("TENSORBLOB_TEST_LIMIT_S", "30"))
 LARGE = 40_000
 """Rows of one append that is too large to be committed on the event loop."""
 

@@ -16,7 +16,6 @@ import gc
 import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -787,13 +786,6 @@ def limit(trial: Trial) -> None:
 
 
 # ---- the claim
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """In memory, where there is such a filesystem: what is tried ten thousand times should not wear a disk."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
-        yield Path(name)
 
 
 @pytest.mark.slow

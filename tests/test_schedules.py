@@ -11,7 +11,6 @@ That this finds races is claimed, too: each mutant at the end leaves out one ste
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -532,13 +531,6 @@ SCENARIOS: dict[str, type[Scenario]] = {
 
 
 # ---- the claims
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """In memory, where there is such a filesystem: thousands of blobs come and go."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as name:
-        yield Path(name)
 
 
 class Failed(AssertionError):

@@ -127,6 +127,11 @@ class Stat(NamedTuple):
     st_dev: int = 1
 
 
+@functools.cache
+def _directory_stat(number: int) -> Stat:
+    return Stat(stat.S_IFDIR, number, PAGE_NBYTES, 1)
+
+
 def _error(number: int, path: Any = None) -> OSError:
     return OSError(number, os.strerror(number), path)
 
@@ -284,12 +289,6 @@ class Disk(_Constants):
         node.entries.pop(name).links -= 1
         self.log.append(Name(node.number, name, None))
 
-    def _is_taken(self, path: str, dir_fd: int | None) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            self.find(path, dir_fd)
-            return True
-        return False
-
     def mkdir(self, path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         self._add(path, dir_fd, self._make(is_directory=True))
 
@@ -341,13 +340,18 @@ class Disk(_Constants):
     # -- files
 
     def open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if flags & os.O_CREAT and (flags & os.O_EXCL or not self._is_taken(path, dir_fd)):
+        node = None
+        if not flags & os.O_EXCL:
+            try:
+                node = self.find(path, dir_fd)
+            except FileNotFoundError:
+                if not flags & os.O_CREAT:
+                    raise
+        if node is None:
             node = self._make(is_directory=False)
             self._add(path, dir_fd, node)
-        else:
-            node = self.find(path, dir_fd)
-            if flags & os.O_DIRECTORY and node.entries is None:
-                raise _error(errno.ENOTDIR, path)
+        elif flags & os.O_DIRECTORY and node.entries is None:
+            raise _error(errno.ENOTDIR, path)
         fd = next(_fds)
         self.openings[fd] = Opening(node)
         return fd
@@ -369,7 +373,7 @@ class Disk(_Constants):
     @staticmethod
     def _stat(node: Node) -> Stat:
         if node.entries is not None:
-            return Stat(stat.S_IFDIR, node.number, PAGE_NBYTES, 1)
+            return _directory_stat(node.number)
         return Stat(stat.S_IFREG, node.number, len(node.data), node.links)
 
     def fstat(self, fd: int) -> Stat:

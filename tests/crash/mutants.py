@@ -7,6 +7,8 @@ takes several processes, a failing disk or damage to see it.
 
 from __future__ import annotations
 
+import compileall
+import functools
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,16 @@ from typing import NamedTuple
 import tensorblob
 
 PACKAGE = Path(tensorblob.__file__).parent
+TESTS = Path(__file__).parents[1]
+
+
+@functools.cache
+def _compile() -> None:
+    """Once, and not in each of hundreds of processes."""
+    for folder in (PACKAGE, TESTS):
+        compileall.compile_dir(folder, quiet=1)
+
+
 FAULTS = "test_fault_sweep.py::test_whatever_call_fails_the_change_is_committed_or_never_was"
 INTERRUPTS = "test_interrupts.py::test_a_change_that_is_interrupted_anywhere_is_whole_or_absent_and_the_handle_knows"
 
@@ -24,11 +36,17 @@ class Mutant(NamedTuple):
     change: str
     workloads: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
+    needs_disk: bool = False
+    """Its tests need a kernel that takes time to sync."""
 
     def build(self, at: Path) -> None:
         """Make the changed package below `at`."""
-        shutil.copytree(PACKAGE, at / "tensorblob", ignore=shutil.ignore_patterns("__pycache__"))
+        _compile()
+        half_written = shutil.ignore_patterns("*.pyc.*")  # by who compiles it beside us
+        shutil.copytree(PACKAGE, at / "tensorblob", ignore=half_written)
         path = at / "tensorblob" / self.module
+        for compiled in (path.parent / "__pycache__").glob(f"{path.stem}.*"):
+            compiled.unlink()
         text, lines = path.read_text(), self.change.strip("\n").split("\n")
         before = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
         after = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("-"))
@@ -802,6 +820,7 @@ MUTANTS = (
 +            if got < 0 and (code := ctypes.get_errno()):
 """,
         tests=("test_sync_together.py::test_signals_interrupt_nothing",),
+        needs_disk=True,
     ),
     Mutant(
         "a fork gives the parent's queue back",

@@ -14,15 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_support import elsewhere
-from mutants import MUTANTS, Mutant
+from api_support import PRELOADED, elsewhere
+from mutants import MUTANTS, TESTS, Mutant
 
-TESTS = Path(__file__).parents[1]
+PRELOADED += ["pytest", "pytest_asyncio.plugin", "pytest_timeout", "hypothesis", "_hypothesis_pytestplugin"]
+"""A mutant's process runs tests itself."""
 STATES = 400
 """Of a run; of them the first are those that lack all that was not synced."""
 RUNS = 8
-HANG_S = 40
-"""Who waits for ever without a step is found out, too: the tests that are named take seconds, or give up after 20 s."""
+LIMIT_S, HANG_S = 10, 30
+"""Who waits for ever without a step is found out, too: the tests that are named take seconds, or give up at these limits."""
 SHARDS = 4
 CONTROL_STATES, CONTROL_RUNS, CONTROL_EVERY = 50, 1, 4
 """Where nothing is missing, so many states are looked at, and every fourth of the tests: they run by themselves, too."""
@@ -37,6 +38,7 @@ def _forget_the_engine(source: str) -> None:
         if name.partition(".")[0] == "tensorblob" or os.path.dirname(at) in here:
             del sys.modules[name]
     sys.path[:0] = [source, *here]
+    os.environ["TENSORBLOB_TEST_LIMIT_S"] = str(LIMIT_S)
     os.environ["PYTHONPATH"] = os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])
 
 
@@ -76,23 +78,38 @@ def _found_out(source: str, mutant: Mutant, runs: int, states: int) -> Iterator[
     if mutant.tests:
         tests = [os.fspath(TESTS / test) for test in mutant.tests]
         options = ["-x", "-q", "--assert=plain", f"--rootdir={TESTS.parent}", f"--basetemp={source}/tmp"]
-        options += [f"--timeout={HANG_S}"]
+        options += [f"--timeout={HANG_S}", "--tb=native"]
         left_out = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "faulthandler")]
         for name in [name for name in os.environ if name.startswith("PYTEST_")]:
             del os.environ[name]
-        outcome = pytest.main([*tests, *options, *left_out])
-        assert outcome in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), f"{outcome!r} of {tests}"
-        if outcome == pytest.ExitCode.TESTS_FAILED:
+        reports = _Reports()
+        try:
+            outcome = pytest.main([*tests, *options, *left_out], plugins=[reports])
+            assert outcome in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), f"{outcome!r} of {tests}"
+        except Exception:  # by something that a test left open when it failed, and that was found on the way out
+            if not reports.has_failed:
+                raise
+        if reports.has_failed:
             yield f"one of {tests} fails"
+
+
+class _Reports:
+    """A plugin that takes note of what becomes of the tests."""
+
+    has_failed = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.has_failed |= report.failed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_without_this_step_a_test_fails(mutant: Mutant, tmp_path: Path) -> None:
-    mutant.build(tmp_path)
-    how = elsewhere(_verdict, os.fspath(tmp_path), mutant)
+def test_without_this_step_a_test_fails(mutant: Mutant, folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path if mutant.needs_disk else folder
+    mutant.build(folder)
+    how = elsewhere(_verdict, os.fspath(folder), mutant)
     print(how)
-    assert how, f"nothing fails without it: {mutant.name}\n{(tmp_path / 'output').read_text()[-3000:]}"
+    assert how, f"nothing fails without it: {mutant.name}\n{(folder / 'output').read_text()[-3000:]}"
 
 
 # ---- with all its steps
@@ -104,7 +121,7 @@ NAMED_TESTS = sorted({test for mutant in MUTANTS for test in mutant.tests if "::
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_with_all_steps_nothing_is_found_out(shard: int, tmp_path: Path) -> None:
+def test_with_all_steps_nothing_is_found_out(shard: int, folder: Path) -> None:
     """All workloads, and some of the tests: each of them runs by itself, too."""
     whole = Mutant(
         "nothing is missing",
@@ -116,9 +133,9 @@ def test_with_all_steps_nothing_is_found_out(shard: int, tmp_path: Path) -> None
         workloads=tuple(NAMED_WORKLOADS[shard::SHARDS]),
         tests=tuple(NAMED_TESTS[shard :: SHARDS * CONTROL_EVERY]),
     )
-    whole.build(tmp_path)
-    how = elsewhere(_verdict, os.fspath(tmp_path), whole, CONTROL_RUNS, CONTROL_STATES)
-    output = (tmp_path / "output").read_text()
+    whole.build(folder)
+    how = elsewhere(_verdict, os.fspath(folder), whole, CONTROL_RUNS, CONTROL_STATES)
+    output = (folder / "output").read_text()
     assert how == "", f"{how}\n{output[-3000:]}"
     assert " passed" in output and whole.workloads
 
@@ -138,6 +155,6 @@ def _engine_of_others(source: str) -> str:
 
 
 @pytest.mark.slow
-def test_processes_that_a_mutants_tests_start_run_the_mutant(tmp_path: Path) -> None:
-    MUTANTS[0].build(tmp_path)
-    assert elsewhere(_engine_of_others, os.fspath(tmp_path)).startswith(os.fspath(tmp_path))
+def test_processes_that_a_mutants_tests_start_run_the_mutant(folder: Path) -> None:
+    MUTANTS[0].build(folder)
+    assert elsewhere(_engine_of_others, os.fspath(folder)).startswith(os.fspath(folder))
