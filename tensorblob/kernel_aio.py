@@ -62,6 +62,16 @@ class SyncQueue:
         self._events = (_Event * _MAX_REQUESTS)()
         for request in self._requests:
             request.opcode = _FDSYNC
+        self._check_calls()
+
+    def _check_calls(self) -> None:
+        """A sandbox may give a queue and refuse its use: that must be known before anything depends on an answer."""
+        nothing = ctypes.c_long(0)
+        for call, more in ((self._submit, (self._pointers,)), (self._get_events, (nothing, self._events, None))):
+            if _syscall(call, self._context, nothing, *more) != 0:
+                code = ctypes.get_errno()
+                self.close()
+                raise OSError(code, "No asynchronous syncs")
 
     def fdatasync(self, fds: Sequence[int]) -> list[int | None]:
         """Sync those files; return for each 0, the errno, or None: the kernel did not take it, and nothing was done."""

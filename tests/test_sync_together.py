@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import platform
 import signal
 import subprocess
 import threading
@@ -228,6 +229,26 @@ def _rows_without_a_queue(path: str) -> list[int]:
 
 def test_without_a_queue_files_are_synced_in_turn(tmp_path: Path) -> None:
     assert elsewhere(_rows_without_a_queue, str(tmp_path / "x.blob")) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("refused", range(4), ids=["io_setup", "io_destroy", "io_getevents", "io_submit"])
+def test_a_queue_that_a_sandbox_does_not_let_us_use_is_none(monkeypatch: pytest.MonkeyPatch, refused: int) -> None:
+    real, before = kernel_aio._syscall, _mappings_of_queues()
+    number = kernel_aio._CALLS[platform.machine()][refused]
+
+    def refuse(call: Any, *arguments: Any) -> int:
+        if call.value != number:
+            return int(real(call, *arguments))
+        ctypes.set_errno(errno.EPERM)
+        return -1
+
+    monkeypatch.setattr(kernel_aio, "_syscall", refuse)
+    queue = files.open_sync_queue()
+    assert (queue is None) == (refused != 1), "who may only not give it back can do without"
+    monkeypatch.undo()
+    if queue is not None:
+        queue.close()
+    assert _mappings_of_queues() == before
 
 
 def test_names_are_durable_before_the_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
