@@ -32,6 +32,23 @@ def result_of(values: dict[str, Any]) -> Result:
     return Result(**{name: value for name, value in values.items() if name != "verdict"} | more)
 
 
+WHY = {
+    "bulk append, batches of 25 MB": "with the checksums it is two passes over the data; `pwrite` and crc32c in a bare loop "
+    "do not come further (their row is in the table)",
+    "append + commit of one row": "two `pwrite`s and some 5 µs of Python against a commit in C: slow cores cost Python more",
+    "append + commit of 32 rows": "two `pwrite`s alone are 0.13, a prototype with all Python in one function came to 0.34: "
+    "less needs rows in the log",
+    "append + commit at power, beside LMDB": "rows and log are two files, synced at once: half as long again as one",
+    "slice of 10⁶ rows of 16 bytes": "it is one copy, as the limit is; the rest is first touches of the result's memory",
+    "extend, per block": "an absolute time, of which `os.link` takes half (the row above it)",
+    "commit → seen in another process": "who polls never sleeps; a process that is woken runs cold: some 160 µs of "
+    "Python to read the log, to map and to view",
+    "four writers that share a blob": "four busy processes on two cores wait for each other: with blobs of their own and no "
+    "lock in common, they are near the target already (the next row)",
+}
+"""Why a target is missed where it is."""
+
+
 def slope_of(curve: Iterable[Result]) -> float:
     """The exponent of a power law fitted to the medians: 0 is flat, 1 grows as the size does. Sizes of 0 are left out."""
     points = [
@@ -253,6 +270,13 @@ def write_report(json_path: Path) -> list[Path]:
         missed = [result for result in targets if result.verdict.startswith("MISS")]
         lines += ["", "## Targets", "", *targets_of(targets)]
         lines += ["", f"{len(missed)} missed. A `?` marks a verdict on unsteady ground; no target: for information."]
+        lines += [
+            "",
+            *(
+                f"- {name}: {WHY.get(name, 'no reason is known')}."
+                for name in dict.fromkeys(r.workload for r in missed)
+            ),
+        ]
     for workload, found in by_workload(results):
         lines += section(directory, run, workload, found)
     measured = {workload for workload, _ in by_workload(results)}
