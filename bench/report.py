@@ -26,12 +26,6 @@ COLOURS = {OURS: "#1a7f37", "tensorblob 0.3.0": "#8ac99a"}
 SUPER_LINEAR = 1.1
 
 
-def result_of(values: dict[str, Any]) -> Result:
-    more: dict[str, Any] = {name: Spread(**values[name]) for name in ("cost", "limit_cost", "ratio")}
-    more["target"] = Target(**values["target"]) if values["target"] else None
-    return Result(**{name: value for name, value in values.items() if name != "verdict"} | more)
-
-
 WHY = {
     "bulk append, batches of 25 MB": "with the checksums it is two passes over the data; `pwrite` and crc32c in a bare loop "
     "do not come further (their row is in the table)",
@@ -47,6 +41,12 @@ WHY = {
     "lock in common, they are near the target already (the next row)",
 }
 """Why a target is missed where it is."""
+
+
+def result_of(values: dict[str, Any]) -> Result:
+    more: dict[str, Any] = {name: Spread(**values[name]) for name in ("cost", "limit_cost", "ratio")}
+    more["target"] = Target(**values["target"]) if values["target"] else None
+    return Result(**{name: value for name, value in values.items() if name != "verdict"} | more)
 
 
 def slope_of(curve: Iterable[Result]) -> float:
@@ -270,13 +270,8 @@ def write_report(json_path: Path) -> list[Path]:
         missed = [result for result in targets if result.verdict.startswith("MISS")]
         lines += ["", "## Targets", "", *targets_of(targets)]
         lines += ["", f"{len(missed)} missed. A `?` marks a verdict on unsteady ground; no target: for information."]
-        lines += [
-            "",
-            *(
-                f"- {name}: {WHY.get(name, 'no reason is known')}."
-                for name in dict.fromkeys(r.workload for r in missed)
-            ),
-        ]
+        reasons = {result.workload: WHY.get(result.workload, "no reason is known") for result in missed}
+        lines += ["", *(f"- {workload}: {reason}." for workload, reason in reasons.items())]
     for workload, found in by_workload(results):
         lines += section(directory, run, workload, found)
     measured = {workload for workload, _ in by_workload(results)}

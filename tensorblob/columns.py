@@ -14,7 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from time import perf_counter_ns
@@ -340,13 +340,19 @@ class _Piecewise(ColumnRows):
 
     def _read(self, span: Span) -> torch.Tensor:
         """The rows of `span` by pread; memory is asked for when they are known to be there."""
-        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
-        try:
+        with self._opened(span) as fd:
             rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier, device="cpu")
             self._fill(fd, span.block, rows, span.start)
+        return rows
+
+    @contextlib.contextmanager
+    def _opened(self, span: Span) -> Iterator[int]:
+        """A descriptor of the block of `span`, which holds its rows."""
+        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
+        try:
+            yield fd
         finally:
             os.close(fd)
-        return rows
 
     def _fill(self, fd: int, block: str, rows: torch.Tensor, start: int) -> None:
         nbytes = len(rows) * self.field.row_nbytes
@@ -462,11 +468,8 @@ class PreadColumn(_Piecewise):
         if step != 1:
             super()._copy(target, span, step)
             return
-        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
-        try:
+        with self._opened(span) as fd:
             self._fill(fd, span.block, target, span.start)
-        finally:
-            os.close(fd)
 
     def _take(self, span: Span, block_rows: torch.Tensor) -> torch.Tensor:
         """Read runs of neighbouring rows, not everything between the first and the last."""
@@ -474,12 +477,9 @@ class PreadColumn(_Piecewise):
         unique, inverse = torch.unique_consecutive(block_rows, return_inverse=True)
         ids = unique.numpy()
         bounds = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
-        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
-        try:
+        with self._opened(span) as fd:
             for low, high in pairwise(bounds):
                 self._fill(fd, span.block, rows[low:high], int(ids[low]))
-        finally:
-            os.close(fd)
         found: torch.Tensor = torch.index_select(rows, 0, inverse)
         return found
 

@@ -110,6 +110,13 @@ def test_the_slope_is_the_exponent_of_growth(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_every_target_that_the_committed_results_miss_has_its_reason() -> None:
+    newest = max((BENCH / "results").glob("*.json"))
+    targets = json.loads(newest.read_text())["targets"]
+    missed = {target["workload"] for target in targets if target["verdict"].startswith("MISS")}
+    assert missed <= set(imported("report").WHY) <= {target["workload"] for target in targets if target["target"]}
+
+
 def test_a_comparison_becomes_a_report(tmp_path: Path) -> None:
     report = imported("report")
     path = tmp_path / "results.json"
