@@ -34,6 +34,8 @@ from tensorblob.snapshot import Column
 
 REFUSED_CACHE_BLOCKS = 16
 CHECKED_NBYTES = 64 << 20
+ALONE_NBYTES = 64 << 10
+"""At most so much is read from blocks that are not mapped yet."""
 COLD_ROWS, COLD_NBYTES = 4096, 64 << 20
 """At most so much is asked of the disk at once."""
 _NOTHING = -1, -1, torch.empty(0, device="cpu")
@@ -45,8 +47,8 @@ class ColumnRows(ABC):
     field: Field
     column: Column
 
-    def __init__(self, field: Field) -> None:
-        self.field = field
+    def __init__(self, field: Field, dir_fd: int, column: Column) -> None:
+        self.field, self.column, self._dir_fd = field, column, dir_fd
         self._dtype = field.torch_dtype
         self._carrier = carrier_dtype(self._dtype)
         self._is_carried = self._carrier is not self._dtype
@@ -98,6 +100,30 @@ class ColumnRows(ABC):
                 "use runs(start, stop) and view each of them, or compact() the blob"
             )
 
+    def _read(self, span: Span) -> torch.Tensor:
+        """The rows of `span` by pread; memory is asked for when they are known to be there."""
+        with self._opened(span) as fd:
+            rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier, device="cpu")
+            self._fill(fd, span.block, rows, span.start)
+        return rows
+
+    @contextlib.contextmanager
+    def _opened(self, span: Span) -> Iterator[int]:
+        """A descriptor of the block of `span`, which holds its rows."""
+        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _fill(self, fd: int, block: str, rows: torch.Tensor, start: int) -> None:
+        nbytes = len(rows) * self.field.row_nbytes
+        offset = start * self.field.row_nbytes
+        got = files.read_into(fd, rows.view(-1).view(torch.uint8).numpy() if nbytes else b"", offset)
+        if got != nbytes:
+            path = files.path_of(self._dir_fd, block_path(self.field, block))
+            raise Corrupt("A block ends before its committed rows", path=path, offset=offset + got)
+
 
 class MappedColumn(ColumnRows):
     """Reads from one range of addresses over all blocks."""
@@ -105,9 +131,7 @@ class MappedColumn(ColumnRows):
     def __init__(
         self, field: Field, dir_fd: int, column: Column, shared: Layout | None = None, private: Layout | None = None
     ) -> None:
-        super().__init__(field)
-        self.column = column
-        self._dir_fd = dir_fd
+        super().__init__(field, dir_fd, column)
         self._shared = shared if shared is not None else Layout(field, dir_fd, column, private=False)
         self._private = private
         self._committed: tuple[int, int, torch.Tensor] = _NOTHING
@@ -135,6 +159,8 @@ class MappedColumn(ColumnRows):
     def row(self, row: int) -> torch.Tensor:
         layout = self._shared
         if layout.unmapped:
+            if layout.patience and (alone := self._read_alone(row, row + 1)) is not None:
+                return alone[0]
             try:
                 layout.ensure(row, row + 1)
             except ReservationRefused:
@@ -145,10 +171,24 @@ class MappedColumn(ColumnRows):
             found = layout.rows_between(row, row + 1)[0].clone()
         return found.view(self._dtype) if self._is_carried else found
 
+    def _read_alone(self, start: int, stop: int) -> torch.Tensor | None:
+        """A few rows, by pread, while the spans of many are not placed yet; None if they are, or should be."""
+        layout = self._shared
+        if (stop - start) * self.field.row_nbytes > ALONE_NBYTES:
+            return None
+        spans = self.column.between(start, stop)
+        if len(spans) > layout.patience:
+            return None
+        layout.patience -= len(spans)
+        parts = [self._read(span) for span in spans]
+        return self._finish(parts[0] if len(parts) == 1 else torch.cat(parts))
+
     def copy(self, start: int, stop: int, step: int) -> torch.Tensor:
         layout = self._shared
         if start >= stop:
             return self.empty(0)
+        if layout.patience and (alone := self._read_alone(start, stop)) is not None:
+            return alone if step == 1 else alone[::step].clone(memory_format=torch.contiguous_format)
         try:
             layout.ensure(start, stop)
         except ReservationRefused:
@@ -268,9 +308,7 @@ class _Piecewise(ColumnRows):
     """Reads span by span: `_rows` lends the rows of one."""
 
     def __init__(self, field: Field, dir_fd: int, column: Column) -> None:
-        super().__init__(field)
-        self.column = column
-        self._dir_fd = dir_fd
+        super().__init__(field, dir_fd, column)
         self._placed = list(column.placed())
         self._starts = [placed.row for placed in self._placed]
 
@@ -337,30 +375,6 @@ class _Piecewise(ColumnRows):
         """The given block rows (ascending) of the block of `span`."""
         low, high = int(block_rows[0]), int(block_rows[-1]) + 1
         return torch.index_select(self._rows(Span(span.block, low, high)), 0, block_rows - low)
-
-    def _read(self, span: Span) -> torch.Tensor:
-        """The rows of `span` by pread; memory is asked for when they are known to be there."""
-        with self._opened(span) as fd:
-            rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier, device="cpu")
-            self._fill(fd, span.block, rows, span.start)
-        return rows
-
-    @contextlib.contextmanager
-    def _opened(self, span: Span) -> Iterator[int]:
-        """A descriptor of the block of `span`, which holds its rows."""
-        fd = open_block(self._dir_fd, self.field, span.block, span.stop)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-    def _fill(self, fd: int, block: str, rows: torch.Tensor, start: int) -> None:
-        nbytes = len(rows) * self.field.row_nbytes
-        offset = start * self.field.row_nbytes
-        got = files.read_into(fd, rows.view(-1).view(torch.uint8).numpy() if nbytes else b"", offset)
-        if got != nbytes:
-            path = files.path_of(self._dir_fd, block_path(self.field, block))
-            raise Corrupt("A block ends before its committed rows", path=path, offset=offset + got)
 
 
 class BlockCache:

@@ -42,6 +42,8 @@ from tensorblob.snapshot import Column, Placed
 RESERVE_NBYTES = 64 << 30
 MIN_RESERVE_NBYTES = 16 << 20
 MAX_RESERVE_NBYTES = 1 << 56
+READ_SPANS = 16
+"""To read from a block by itself, and close it, takes about as long as to place so many spans."""
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
@@ -265,6 +267,9 @@ class Layout:
     `rows[i]` is the first row of `cells[i]`. `run_rows[i]` is the first row of the i-th run, of which `tables[i]` is
     one tensor from that row to beyond the last (only committed rows of it may be touched, after `ensure`).
     `residency` is what is known of whether they are in memory.
+
+    The spans are placed at first use, all at once. Until then `patience` blocks may be read by themselves, which costs no
+    more in all: so the last row of a blob is there at once, however many blocks it has.
     """
 
     def __init__(
@@ -277,6 +282,7 @@ class Layout:
         self._forks = forks.count
         self.residency = Residency()
         self._unplaced: Column | None = None
+        self.patience = 0
         self.cells: list[Cell] = []
         self.rows: list[int] = []
         self.run_rows: list[int] = []
@@ -289,6 +295,7 @@ class Layout:
             capacity = (column.tail.capacity_rows if column.tail else 0) * field.row_nbytes
             self.reservation = Reservation.at_least(nbytes + capacity + alignment + HUGE_PAGE_NBYTES)
             self._unplaced = column
+            self.patience = len(column.spans) // READ_SPANS
             self.unmapped = 1
         else:
             self._share(share, column)
@@ -306,6 +313,7 @@ class Layout:
                 self._make_tables()
                 self.unmapped = len(self.cells)
                 self._unplaced = None
+                self.patience = 0
 
     def _share(self, older: Layout, column: Column) -> None:
         """Take over the cells of `older`, less those that were trimmed."""
@@ -369,7 +377,10 @@ class Layout:
         """
         tail, older = after.tail, before.tail
         if self._unplaced is not None or self._forks != forks.count:  # a thread may have been changing it
-            return Layout(self.field, self._dir_fd, after, private=self._private)
+            layout = Layout(self.field, self._dir_fd, after, private=self._private)
+            if self._unplaced is not None:
+                layout.patience = min(layout.patience, self.patience)
+            return layout
         if after.spans is before.spans and tail is not None and older is not None and self.cells:
             if (tail.id, tail.start) == (older.id, older.start) and older.rows > older.start:
                 self._forget_scribbles(before)

@@ -164,6 +164,31 @@ def test_slices_of_any_step(case: Case, data: st.DataObject) -> None:
     assert same(blob[wanted], expected[list(range(len(expected))[wanted])])
 
 
+@modest
+@given(data=st.data())
+def test_a_few_rows_are_read_before_the_spans_are_placed(
+    stored_rows: tuple[Path, torch.Tensor], data: st.DataObject
+) -> None:
+    path, expected = stored_rows
+    with tb.TensorBlob.open(path, io="map") as blob:
+        layout = blob._state()[1][0]._shared
+        assert not layout.patience, "few spans are placed at once"
+        layout.patience = left = 1 << 20
+        for _ in range(5):
+            i = data.draw(positions(expected))
+            assert same(blob[i], expected[i])
+            start, step = data.draw(positions(expected)), data.draw(st.integers(-3, 3).filter(bool))
+            wanted = slice(start, start + (1 if step > 0 else -1) * data.draw(st.integers(0, 8)), step)
+            found = blob[wanted]
+            assert same(found, expected[list(range(len(expected))[wanted])])
+            assert found.untyped_storage().nbytes() == found.nbytes, "nothing else is held with it"
+        assert left - 100 < layout.patience < left and not layout.cells and layout.unmapped
+        assert same(blob.gather([0, -1]), expected[[0, -1]])
+        assert layout.cells and not layout.patience
+        i = data.draw(positions(expected))
+        assert same(blob[i], expected[i])
+
+
 MANY: list[Callable[[list[int]], Any]] = [
     list,
     tuple,

@@ -81,6 +81,31 @@ def test_rows_that_are_appended_continue_the_same_addresses(path: Path) -> None:
         assert numbers(reader.view()) == list(range(9, 50))
 
 
+def test_one_row_of_many_blocks_is_read_without_placing_them_all(tmp_path: Path) -> None:
+    """Until that has cost as much as to place them; a reader that is only ever asked for the newest row gets there, too."""
+    path = create(tmp_path / "x.blob", 200, block_size=1)
+    spans = len(list((path / "blocks" / "data").iterdir()))
+    assert spans >= 4 * memory.READ_SPANS
+    with tb.TensorBlob.open(path) as reader, tb.TensorBlob.open(path, "a") as writer:
+        assert numbers(reader[-1:]) == [199] and maps_of(path) == 0
+        placed = []
+        for number in range(200, 220):
+            writer.write(rows(number))
+            reader.refresh()
+            assert torch.equal(reader[-1], rows(number)[0])
+            assert numbers(reader[-2:]) == [number - 1, number]
+            placed.append(bool(reader._state()[1][0]._shared.cells))
+        assert placed == sorted(placed) and not placed[0] and placed[-1]
+        assert maps_of(path) > 0 and numbers(reader[:]) == list(range(220))
+    with tb.TensorBlob.open(path) as reader:
+        span = reader._state()[0].columns[0].between(3, 4)[0]
+        os.truncate(path / "blocks" / "data" / span.block, 100)
+        assert torch.equal(reader[2], rows(2)[0])
+        with pytest.raises(tb.Corrupt, match=rf"holds 100 bytes .*{span.block}"):
+            reader[3]
+        assert maps_of(path) == 0
+
+
 def test_blocks_and_the_first_row_lie_on_huge_pages(tmp_path: Path) -> None:
     with tb.TensorBlob.open(tmp_path / "x.blob", "w+", dtype="float32", shape=SHAPE, block_rows=512) as blob:
         blob.write(rows(*range(1200)))
