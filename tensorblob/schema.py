@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import msgspec
@@ -57,7 +58,7 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-class Field(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Field(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
     """One column: `name` dotted, `dtype` by name, `shape` of one row, `block_rows` the capacity of its blocks in
     rows.
     """
@@ -67,11 +68,11 @@ class Field(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shape: tuple[int, ...]
     block_rows: int
 
-    @property
+    @cached_property
     def torch_dtype(self) -> torch.dtype:
         return _DTYPES[self.dtype]
 
-    @property
+    @cached_property
     def row_nbytes(self) -> int:
         return self.torch_dtype.itemsize * math.prod(self.shape)
 
