@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ class ColumnRows(ABC):
         """The rows of `span` by pread; memory is asked for when they are known to be there."""
         with self._opened(span) as fd:
             rows = torch.empty((span.stop - span.start, *self.field.shape), dtype=self._carrier, device="cpu")
-            self._fill(fd, span.block, rows, span.start)
+            self._fill(fd, span, _bytes_of(rows))
         return rows
 
     @contextlib.contextmanager
@@ -116,13 +117,17 @@ class ColumnRows(ABC):
         finally:
             os.close(fd)
 
-    def _fill(self, fd: int, block: str, rows: torch.Tensor, start: int) -> None:
-        nbytes = len(rows) * self.field.row_nbytes
-        offset = start * self.field.row_nbytes
-        got = files.read_into(fd, rows.view(-1).view(torch.uint8).numpy() if nbytes else b"", offset)
-        if got != nbytes:
-            path = files.path_of(self._dir_fd, block_path(self.field, block))
+    def _fill(self, fd: int, span: Span, target: np.ndarray[Any, Any]) -> None:
+        """Have the bytes of the rows of `span` in `target`."""
+        offset, nbytes = span.start * self.field.row_nbytes, len(target)
+        if (got := files.read_into(fd, target, offset)) != nbytes:
+            path = files.path_of(self._dir_fd, block_path(self.field, span.block))
             raise Corrupt("A block ends before its committed rows", path=path, offset=offset + got)
+
+
+def _bytes_of(rows: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The memory of contiguous rows."""
+    return rows.view(-1).view(torch.uint8).numpy() if rows.numel() else np.empty(0, np.uint8)
 
 
 class MappedColumn(ColumnRows):
@@ -328,8 +333,15 @@ class _Piecewise(ColumnRows):
             found.append((low, high, Span(placed.span.block, low + shift, high + shift)))
         return found
 
+    def _found(self, start: int, stop: int) -> list[tuple[int, int, Span]]:
+        """As `_parts`; of many bytes it is known that they are there, before memory is asked for on their behalf."""
+        parts = self._parts(start, stop)
+        if (stop - start) * self.field.row_nbytes > CHECKED_NBYTES:
+            self._check_there([span for _, _, span in parts])
+        return parts
+
     def _check_there(self, spans: Sequence[Span]) -> None:
-        """Raise `Corrupt` for rows that are not there, before memory is asked for on their behalf."""
+        """Raise `Corrupt` for rows that are not there."""
         for span in spans:
             os.close(open_block(self._dir_fd, self.field, span.block, span.stop))
 
@@ -338,22 +350,16 @@ class _Piecewise(ColumnRows):
         return self._finish(self._rows(span)[0].clone())
 
     def copy(self, start: int, stop: int, step: int) -> torch.Tensor:
-        parts = self._parts(start, stop)
-        if (stop - start) * self.field.row_nbytes > CHECKED_NBYTES:
-            self._check_there([span for _, _, span in parts])
+        parts = self._found(start, stop)
         found = self.empty(len(range(start, stop, step)))
         target, done = found.view(self._carrier) if self._is_carried else found, 0
         for low, high, span in parts:
             skip = -(low - start) % step
             if low + skip < high:
                 count = len(range(low + skip, high, step))
-                self._copy(target[done : done + count], Span(span.block, span.start + skip, span.stop), step)
+                target[done : done + count] = self._rows(Span(span.block, span.start + skip, span.stop))[::step]
                 done += count
         return found
-
-    def _copy(self, target: torch.Tensor, span: Span, step: int) -> None:
-        """Have every `step`-th row of `span`, from its first on, in `target`."""
-        target[:] = self._rows(span)[::step]
 
     def take(self, rows: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         ids = rows.numpy()
@@ -478,12 +484,16 @@ class PreadColumn(_Piecewise):
     def _rows(self, span: Span) -> torch.Tensor:
         return self._read(span)
 
-    def _copy(self, target: torch.Tensor, span: Span, step: int) -> None:
+    def copy(self, start: int, stop: int, step: int) -> torch.Tensor:
         if step != 1:
-            super()._copy(target, span, step)
-            return
-        with self._opened(span) as fd:
-            self._fill(fd, span.block, target, span.start)
+            return super().copy(start, stop, step)
+        parts = self._found(start, stop)
+        rows = self.empty(stop - start)
+        target, row_nbytes = _bytes_of(rows), self.field.row_nbytes
+        for low, high, span in parts:
+            with self._opened(span) as fd:
+                self._fill(fd, span, target[(low - start) * row_nbytes : (high - start) * row_nbytes])
+        return rows
 
     def _take(self, span: Span, block_rows: torch.Tensor) -> torch.Tensor:
         """Read runs of neighbouring rows, not everything between the first and the last."""
@@ -493,7 +503,7 @@ class PreadColumn(_Piecewise):
         bounds = [0, *(np.flatnonzero(np.diff(ids) != 1) + 1).tolist(), len(ids)]
         with self._opened(span) as fd:
             for low, high in pairwise(bounds):
-                self._fill(fd, span.block, rows[low:high], int(ids[low]))
+                self._fill(fd, Span(span.block, int(ids[low]), int(ids[high - 1]) + 1), _bytes_of(rows[low:high]))
         found: torch.Tensor = torch.index_select(rows, 0, inverse)
         return found
 

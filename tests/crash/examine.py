@@ -20,11 +20,13 @@ from workloads import WORKLOADS, Content, History, Run, content
 from tensorblob import cursors, files
 from tensorblob.blob import TensorBlob
 
-EXHAUSTIVE = 512
+EXHAUSTIVE = 2048
 """Points with no more choices are gone through one by one; of others samples are drawn."""
 DEPTH = 2
 AGAIN_SHARE = 1 / 3
 """Of the states, so many are of a power loss during a recovery."""
+MISSES = 100
+"""A point of which so many draws in a row had been drawn before is left for those that still have new ones."""
 AGAIN_COUNT = 60
 """States that are drawn of one recovery."""
 
@@ -50,7 +52,6 @@ class Examination:
         self.moments = moments(EMPTY, disk.log)
         self.small = {n for n, moment in enumerate(self.moments) if moment.count(EXHAUSTIVE) < EXHAUSTIVE}
         """The points at which all states are gone through, one by one."""
-        self.is_exhausted = False
 
     def go(self) -> None:
         """Draw states of all points in turn, first of each what is there if nothing is that was not synced."""
@@ -58,23 +59,26 @@ class Examination:
             if self.count < self.enough:
                 self.look(moment.certain(), moment, self.histories, 1, f"point {number}")
         draws = [self._draws(moment) for moment in self.moments]
+        misses = [0] * len(draws)
         numbers = list(range(len(draws)))
-        idle = 0
-        while numbers and self.count < self.enough and idle < 40:
-            before, left = self.count, []
+        while numbers:
+            left = []
             for number in numbers:
-                for _ in range(16 if number in self.small else 4):
+                is_small = number in self.small
+                for _ in range(16 if is_small else 4):
+                    if self.count >= self.enough:
+                        return
                     image = next(draws[number], None)
                     if image is None:
                         break
+                    before = self.count
                     self.look(image, self.moments[number], self.histories, 1, f"point {number}")
+                    misses[number] = misses[number] + 1 if self.count == before else 0
+                    if not is_small and misses[number] == MISSES:
+                        break
                 else:
                     left.append(number)
-                if self.count >= self.enough:
-                    return
             numbers = left
-            idle = idle + 1 if self.count == before else 0
-        self.is_exhausted = not numbers
 
     def _draws(self, moment: Moment) -> Iterator[Image]:
         if moment.count(EXHAUSTIVE) < EXHAUSTIVE:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from kernel import PAGE_NBYTES, ROOT, Act, Image, Make, Mark, Name, Sync, Write
@@ -46,9 +47,9 @@ class FileLoss:
         self.sectors = [(at, list(dict.fromkeys(found))) for at, found in sorted(versions.items())]
         """Where a sector lies that may be torn from the others, and what it may hold, oldest first."""
         self.new, self.old = bytes(data[:longest]), base
-        self.count = len(self.sizes)
+        self.choices = len(self.sizes)
         for _, found in self.sectors:
-            self.count *= len(found)
+            self.choices *= len(found)
 
     def torn(self, chosen: list[int], size: int) -> bytes:
         """The content with version `chosen[i]` of sector i, and a size."""
@@ -58,8 +59,17 @@ class FileLoss:
                 data[at : at + SECTOR_NBYTES] = found[version]
         return bytes(data[:size])
 
-    def nth(self, number: int) -> bytes:
-        """Content `number` of `count`, some of which are equal."""
+    def count(self, limit: int) -> int:
+        """How many contents there are; `limit` if at least so many choices lead to them."""
+        return len(self.contents) if self.choices < limit else limit
+
+    @cached_property
+    def contents(self) -> list[bytes]:
+        """All contents that the file may have, for one of few choices: each of them once."""
+        return list(dict.fromkeys(map(self._nth, range(self.choices))))
+
+    def _nth(self, number: int) -> bytes:
+        """The content that choice `number` leads to."""
         number, size = divmod(number, len(self.sizes))
         chosen = []
         for _, found in self.sectors:
@@ -165,19 +175,23 @@ class Moment(NamedTuple):
         for changes in self.changes.values():
             count <<= len(changes)
         for loss in self.losses.values():
-            count *= loss.count
+            count *= loss.count(limit)
             if count >= limit:
                 return limit
         return min(count, limit)
 
     def all(self) -> Iterator[Image]:
-        """Every state that may be left (some of them more than once)."""
+        """Every state that may be left (some of them more than once), where a file's contents come of few choices."""
         numbers = list(self.changes)
+        seen = set()
         for subsets in itertools.product(*[range(1 << len(self.changes[number])) for number in numbers]):
             directories, reached = self._with_names(dict(zip(numbers, subsets, strict=True)))
-            for contents in itertools.product(*[range(self.losses[number].count) for number in reached]):
-                found = {number: self.losses[number].nth(nth) for number, nth in zip(reached, contents, strict=True)}
-                yield Image(self.files | found, directories)
+            named = tuple(frozenset(directories[number].items()) for number in numbers)
+            if named in seen:
+                continue
+            seen.add(named)
+            for contents in itertools.product(*[self.losses[number].contents for number in reached]):
+                yield Image(self.files | dict(zip(reached, contents, strict=True)), directories)
 
 
 def moments(start: Image, log: list[Act]) -> list[Moment]:

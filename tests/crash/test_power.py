@@ -96,7 +96,7 @@ def test_a_long_write_may_end_at_any_page() -> None:
     moment = last(disk)
     (loss,) = moment.losses.values()
     assert loss.sizes == [0, PAGE_NBYTES, 2 * PAGE_NBYTES, 2 * PAGE_NBYTES + 100]
-    assert len(loss.sectors) == 17 and loss.count == 4 << 17
+    assert len(loss.sectors) == 17 and loss.choices == 4 << 17
 
 
 def test_a_name_that_was_not_synced_is_there_or_not_whatever_became_of_the_file() -> None:
