@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import pairwise
 from time import perf_counter_ns
 from typing import Any
@@ -139,12 +138,15 @@ class MappedColumn(ColumnRows):
         super().__init__(field, dir_fd, column)
         self._shared = shared if shared is not None else Layout(field, dir_fd, column, private=False)
         self._private = private
+        self._fallback: ColumnRows | None = None
         self._committed: tuple[int, int, torch.Tensor] = _NOTHING
 
-    @cached_property
+    @property
     def _unmapped(self) -> ColumnRows:
         """How to read what cannot be mapped: by a few maps that come and go, or by none."""
-        return CachedColumn(self.field, self._dir_fd, self.column, BlockCache(REFUSED_CACHE_BLOCKS))
+        if self._fallback is None:
+            self._fallback = CachedColumn(self.field, self._dir_fd, self.column, BlockCache(REFUSED_CACHE_BLOCKS))
+        return self._fallback
 
     def follow(self, column: Column) -> MappedColumn:
         private = self._private and self._private.follow(self.column, column)
@@ -158,13 +160,13 @@ class MappedColumn(ColumnRows):
             self._is_carried,
         )
         made.column, made._dir_fd, made._shared, made._private = column, self._dir_fd, shared, private
-        made._committed = _NOTHING
+        made._fallback, made._committed = None, _NOTHING
         return made
 
     def row(self, row: int) -> torch.Tensor:
         layout = self._shared
         if layout.unmapped:
-            if layout.patience and (alone := self._read_alone(row, row + 1)) is not None:
+            if layout.patience > 0 and (alone := self._read_alone(row, row + 1)) is not None:
                 return alone[0]
             try:
                 layout.ensure(row, row + 1)
@@ -192,7 +194,7 @@ class MappedColumn(ColumnRows):
         layout = self._shared
         if start >= stop:
             return self.empty(0)
-        if layout.patience and (alone := self._read_alone(start, stop)) is not None:
+        if layout.patience > 0 and (alone := self._read_alone(start, stop)) is not None:
             return alone if step == 1 else alone[::step].clone(memory_format=torch.contiguous_format)
         try:
             layout.ensure(start, stop)

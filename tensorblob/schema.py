@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import msgspec
@@ -68,13 +67,16 @@ class Field(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shape: tuple[int, ...]
     block_rows: int
 
-    @cached_property
+    @property
     def torch_dtype(self) -> torch.dtype:
         return _DTYPES[self.dtype]
 
-    @cached_property
+    @property
     def row_nbytes(self) -> int:
-        return self.torch_dtype.itemsize * math.prod(self.shape)
+        found: int | None = self.__dict__.get("row_nbytes")  # no cached_property: its lock may be held at a fork
+        if found is None:
+            found = self.__dict__["row_nbytes"] = self.torch_dtype.itemsize * math.prod(self.shape)
+        return found
 
     @property
     def quantum(self) -> int:

@@ -183,3 +183,9 @@ def test_what_waits_for_events_is_not_in_the_engine() -> None:
     for module in set(MODULES) - WAITING:
         assert not {call for call in calls_of(module) if call.split(".")[0] in ("asyncio", "anyio", "trio")}
         assert not [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_worked_out_under_a_lock_that_a_fork_does_not_free(module: str) -> None:
+    """A `cached_property` of Python 3.11 has one; a child that was forked meanwhile would wait for ever."""
+    assert "functools.cached_property" not in calls_of(module)

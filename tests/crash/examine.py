@@ -26,7 +26,7 @@ DEPTH = 2
 AGAIN_SHARE = 1 / 3
 """Of the states, so many are of a power loss during a recovery."""
 MISSES = 100
-"""A point of which so many draws in a row had been drawn before is left for those that still have new ones."""
+"""A point that gave so many states in a row that it had given before is left for those that still have new ones."""
 AGAIN_COUNT = 60
 """States that are drawn of one recovery."""
 
@@ -59,6 +59,7 @@ class Examination:
             if self.count < self.enough:
                 self.look(moment.certain(), moment, self.histories, 1, f"point {number}")
         draws = [self._draws(moment) for moment in self.moments]
+        drawn: list[set[int]] = [set() for _ in draws]
         misses = [0] * len(draws)
         numbers = list(range(len(draws)))
         while numbers:
@@ -71,31 +72,32 @@ class Examination:
                     image = next(draws[number], None)
                     if image is None:
                         break
-                    before = self.count
-                    self.look(image, self.moments[number], self.histories, 1, f"point {number}")
-                    misses[number] = misses[number] + 1 if self.count == before else 0
+                    key = self.look(image, self.moments[number], self.histories, 1, f"point {number}")
+                    misses[number] = misses[number] + 1 if key in drawn[number] else 0
                     if not is_small and misses[number] == MISSES:
                         break
+                    drawn[number].add(key)
                 else:
                     left.append(number)
             numbers = left
 
     def _draws(self, moment: Moment) -> Iterator[Image]:
-        if moment.count(EXHAUSTIVE) < EXHAUSTIVE:
-            yield from moment.all()
-            return
         yield moment.all_present()
+        if moment.count(EXHAUSTIVE) < EXHAUSTIVE:
+            yield from moment.all(self.rng)
+            return
         while True:
             yield moment.any(self.rng)
 
-    def look(self, image: Image, moment: Moment, histories: dict[str, History], depth: int, where: str) -> None:
+    def look(self, image: Image, moment: Moment, histories: dict[str, History], depth: int, where: str) -> int:
+        """Go through a state, or hold what is known of it against what `moment` promises; return its fingerprint."""
         try:
             print_key = image.fingerprint()
             if (known := self._seen.get(print_key)) is not None:
                 self.repeated += 1
                 for path, found in known.items():
                     self._check(found, moment, histories[path], path)
-                return
+                return print_key
             is_cut_again = depth < DEPTH and self.rng.random() < AGAIN_SHARE / AGAIN_COUNT
             disk = self.mount.put(Disk(image, f"{self.what} boot {depth}"))
             after: dict[str, History] = {}
@@ -112,6 +114,7 @@ class Examination:
             for number in range(AGAIN_COUNT):
                 point = self.rng.choice(points) if number % 2 else points[number * len(points) // AGAIN_COUNT]
                 self.look(point.any(self.rng), point, after, depth + 1, f"{where}, then point {points.index(point)}")
+        return print_key
 
     def _check(self, found: Any, moment: Moment, history: History, path: str) -> int:
         """What is found must be something that was: nothing older than promised, nothing that was not attempted."""

@@ -15,6 +15,7 @@ certain, and nothing of the files.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from functools import cached_property
@@ -180,18 +181,28 @@ class Moment(NamedTuple):
                 return limit
         return min(count, limit)
 
-    def all(self) -> Iterator[Image]:
-        """Every state that may be left (some of them more than once), where a file's contents come of few choices."""
-        numbers = list(self.changes)
-        seen = set()
+    def all(self, rng: random.Random | None = None) -> Iterator[Image]:
+        """Every state that may be left (some of them more than once), where a file's contents come of few choices.
+
+        In an order drawn by `rng`, if given: who stops early has seen some of everything.
+        """
+        numbers, seen, order = list(self.changes), set(), []
         for subsets in itertools.product(*[range(1 << len(self.changes[number])) for number in numbers]):
             directories, reached = self._with_names(dict(zip(numbers, subsets, strict=True)))
             named = tuple(frozenset(directories[number].items()) for number in numbers)
-            if named in seen:
-                continue
-            seen.add(named)
-            for contents in itertools.product(*[self.losses[number].contents for number in reached]):
-                yield Image(self.files | dict(zip(reached, contents, strict=True)), directories)
+            if named not in seen:
+                seen.add(named)
+                count = math.prod(len(self.losses[number].contents) for number in reached)
+                order += [(directories, reached, nth) for nth in range(count)]
+        if rng is not None:
+            rng.shuffle(order)
+        for directories, reached, nth in order:
+            found = {}
+            for number in reached:
+                contents = self.losses[number].contents
+                nth, chosen = divmod(nth, len(contents))
+                found[number] = contents[chosen]
+            yield Image(self.files | found, directories)
 
 
 def moments(start: Image, log: list[Act]) -> list[Moment]:
