@@ -4,10 +4,12 @@ Each test runs in a process of its own, which stops a thread where it holds a lo
 not answer hangs: it is killed, and said to have hung.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -32,24 +34,29 @@ COUNT, MORE = 22, 20
 
 
 def in_a_fork(act: Callable[[], Any]) -> Any:
-    """The value of `act()` in a forked child of this process, or "hung"."""
+    """The value of `act()` in a forked child of this process, or "hung" and where."""
     here, there = multiprocessing.Pipe(duplex=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of the very thing that is tested here
-        pid = os.fork()
-    if pid == 0:
+    with tempfile.TemporaryFile("w+") as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of the very thing that is tested
+            pid = os.fork()
+        if pid == 0:
+            try:
+                faulthandler.dump_traceback_later(HANG_S / 2, file=stack)
+                there.send(act())
+            except BaseException as error:
+                there.send(repr(error))
+            finally:
+                os._exit(0)
+        there.close()
         try:
-            there.send(act())
-        except BaseException as error:
-            there.send(repr(error))
+            if here.poll(HANG_S):
+                return here.recv()
+            stack.seek(0)
+            return f"hung: {stack.read()}"
         finally:
-            os._exit(0)
-    there.close()
-    try:
-        return here.recv() if here.poll(HANG_S) else "hung"
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 class EndedBefore(Exception):

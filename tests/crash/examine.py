@@ -66,7 +66,7 @@ class Examination:
             left = []
             for number in numbers:
                 is_small = number in self.small
-                for _ in range(16 if is_small else 4):
+                for _ in range(4):
                     if self.count >= self.enough:
                         return
                     image = next(draws[number], None)
