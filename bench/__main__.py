@@ -3,7 +3,8 @@
     python bench [workload ...] [--quick] [--systems NAME ...] [--out DIR] [--dir DIR] [--threads N]
 
 A word stands for all workloads that have it in their name ("open" for open-rows too), whichever script they are in. Each
-script is a process of its own. A complete run writes `<date>.json`, RESULTS.md and plots into `bench/results/`.
+script is a process of its own. A complete run writes `<date>.json`, RESULTS.md and plots into `bench/results/`. If
+something failed, or the run was interrupted, it is `<date>-incomplete.json`, and RESULTS.md says what is not in it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import engine
 import live
-from harness import Result, disk_directory
+from harness import FEWEST, Result, disk_directory, write_json
 from peers import SYSTEMS
 from peers.jobs import named, workloads
 from report import result_of, write_report
@@ -30,25 +32,28 @@ from rich.table import Table
 
 BENCH = Path(__file__).resolve().parent
 RESULTS = BENCH / "results"
+INTERRUPTED = 130
+PATIENCE_S = 20
 QUICK_TARGETS = ("row", "small32", "power", "fields", "cursor")
 EMPTY: dict[str, Any] = {
-    "systems": {}, "missing": {}, "absent": {}, "latencies": {}, "notes": {}, "results": [], "left_out": {},
+    "systems": {}, "missing": {}, "absent": {}, "latencies": {}, "notes": {}, "results": [],
 }  # fmt: skip
 console = Console(highlight=False, markup=False, width=max(160, Console().width))
 
 
-def run(script: str, names: Iterable[str], arguments: list[str]) -> dict[str, Any]:
-    """What that script wrote as JSON; what it prints is seen as it comes."""
+def run(script: str, arguments: list[str]) -> tuple[dict[str, Any], int]:
+    """What that script saved as JSON, however it ended, and 1 if it failed; what it prints is seen as it comes."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "results.json"
-        command = [sys.executable, str(BENCH / script), *names, "--json", str(path), *arguments]
-        failed = subprocess.run(command).returncode
-        if not path.exists():
-            raise SystemExit(f"{script} failed, and had measured nothing: {failed}")
-        found: dict[str, Any] = json.loads(path.read_text())
-        if failed:
-            console.print(f"{script} failed; what it had measured until then is kept", style="red")
-        return found
+        with subprocess.Popen([sys.executable, str(BENCH / script), *arguments, "--json", str(path)]) as child:
+            try:
+                code = 1 if child.wait() else 0
+            except KeyboardInterrupt:  # the terminal has told the child too, which removes its stores and ends
+                with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                    child.wait(PATIENCE_S)
+                child.terminate()
+                code = INTERRUPTED
+        return (json.loads(path.read_text()) if path.exists() else {}), code
 
 
 def show_targets(results: Iterable[Result]) -> None:
@@ -83,38 +88,58 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.workload if not named([name], every)]:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(every)}")
-    is_complete = not (arguments.quick or arguments.workload or set(arguments.systems) != set(SYSTEMS))
+    has_few_rounds = (arguments.repetitions or FEWEST) < FEWEST
+    is_complete = not (
+        arguments.quick or arguments.workload or has_few_rounds or set(arguments.systems) != set(SYSTEMS)
+    )
     out = arguments.out or (RESULTS if is_complete else None)
 
     common = ["--dir", str(arguments.dir)]
     for name in ("repetitions", "threads"):
         if (given := getattr(arguments, name)) is not None:
             common += [f"--{name}", str(given)]
-    found: dict[str, Any] = {"targets": []}
+    parts: list[tuple[str, dict[str, str], list[str]]] = []  # a script, its workloads with their titles, its arguments
     for script, known in targets.items():
         more = ["--full"] if not arguments.quick else [] if arguments.repetitions else ["--repetitions", "3"]
         wanted = arguments.workload or (QUICK_TARGETS if arguments.quick else known)
         if names := named(wanted, known):
-            part = run(script, names, [*common, *more])
-            found["machine"] = found.get("machine") or part["machine"]
-            found["targets"] += part["results"]
-    if names := named(arguments.workload or compared, compared):
+            parts.append((script, {name: name for name in names}, [*names, *more]))
+    quick = [name for name, one in compared.items() if one.is_quick or not arguments.quick]
+    if names := named(arguments.workload, compared) if arguments.workload else quick:
         more = [*(["--quick"] if arguments.quick else []), "--systems", *arguments.systems]
         more += [] if arguments.within_s is None else ["--within-s", str(arguments.within_s)]
-        part = run("compare.py", names if arguments.workload else [], [*common, *more])
-        found["machine"] = found.get("machine") or part["machine"]
-        found |= {name: part[name] for name in EMPTY}
-    found = EMPTY | found | {"full": not arguments.quick, "threads": arguments.threads}
+        titles = {name: compared[name].title for name in names}
+        parts.append(("compare.py", titles, [*(names if arguments.workload else ()), *more]))
+
+    found: dict[str, Any] = EMPTY | {"targets": [], "left_out": {}, "full": not arguments.quick}
+    found |= {"threads": arguments.threads}
+    code = 0
+    for script, titles, more in parts:
+        part, ended = ({}, code) if code == INTERRUPTED else run(script, [*more, *common])
+        code = max(code, ended)
+        for name, title in part.get("left_out", titles).items():
+            found["left_out"][f"{script} {name}"] = f"`{script}`: {title}"
+        for name in ("machine", "repetitions"):
+            found[name] = found.get(name) or part.get(name)
+        if script in targets:
+            found["targets"] += part.get("results", [])
+        else:
+            found |= {name: part[name] for name in EMPTY if name in part}
+    for title in found["left_out"].values():
+        console.print(f"not measured, or not all of it: {title}", style="yellow")
+    if not (found["targets"] or found["results"]):
+        console.print("nothing was measured", style="red")
+        return code
     found["machine"]["load_after"] = os.getloadavg()
     if found["targets"]:
         show_targets(result_of(values) for values in found["targets"])
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        path = out / f"{datetime.date.today().isoformat()}.json"
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        path = out / f"{datetime.date.today().isoformat()}{'-incomplete' if code else ''}.json"
+        write_json(path, found)
         for written in (path, *write_report(path)):
             console.print(f"wrote {written}")
-    return 0
+    return code
 
 
 if __name__ == "__main__":

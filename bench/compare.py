@@ -20,11 +20,22 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from harness import Bench, Contender, Result, available_nbytes, disk_directory, machine, warm_memory, write_json
+from harness import (
+    Bench,
+    Contender,
+    Result,
+    available_nbytes,
+    disk_directory,
+    found_by,
+    machine,
+    survived,
+    warm_memory,
+    write_json,
+)
 from peers import LIMIT, SYSTEMS
 from peers.jobs import Job, Workload, named, workloads
 from peers.processes import Missing, Refused, System
@@ -58,7 +69,7 @@ def start(keys: Sequence[str], threads: int | None) -> tuple[dict[str, System], 
 def race(
     bench: Bench, workload: Workload, size: int, job: Job, systems: dict[str, System]
 ) -> tuple[list[System], dict[str, str]]:
-    """Race the systems on one job; returns those that took part, and why the others did not."""
+    """Race the systems on one job; returns those that took part, and why the others did not. Without the limit none does."""
     absent: dict[str, str] = {}
     with ExitStack() as stack:
         racing: list[System] = []
@@ -66,12 +77,14 @@ def race(
             try:
                 system.prepare(job, stack.enter_context(bench.fresh_directory(key[:5])))
                 system.repeat()  # decides how many calls a repetition makes; warms caches, code and files
+            except Missing as reason:  # its process had ended, and another cannot be started
+                absent[system.name] = str(reason)
             except Refused as reason:
                 absent[system.name] = str(reason)
+                give_up(system)
             else:
                 racing.append(system)
-        assert systems[LIMIT] in racing, f"the limit failed: {absent}"
-        while job.kind != "weigh":
+        while job.kind != "weigh" and systems[LIMIT] in racing:
             contenders = [Contender(system.name, system.repeat) for system in racing if system.key != LIMIT]
             try:
                 bench.race(
@@ -87,16 +100,21 @@ def race(
             except Refused as reason:  # it fell on the way: the others race again without it
                 absent[reason.system.name] = str(reason)
                 racing.remove(reason.system)
-                if reason.system.key == LIMIT:
-                    raise
+                give_up(reason.system)
         for system in racing:
             try:
-                if workload.weighs and system.key != LIMIT:
+                if workload.weighs and system.key != LIMIT and systems[LIMIT] in racing:
                     weigh(bench, workload, size, job, system)
                 system.finish()
             except Refused as reason:
                 absent[system.name] = f"it was measured, but did not close: {reason}"
-    return racing, absent
+    return racing if systems[LIMIT] in racing else [], absent
+
+
+def give_up(system: System) -> None:
+    """Have it close what it has open, if it still can: a server of its own would go on running."""
+    with suppress(Refused):
+        system.finish()
 
 
 def weigh(bench: Bench, workload: Workload, size: int, job: Job, system: System) -> None:
@@ -122,6 +140,8 @@ def measure(bench: Bench, workload: Workload, systems: dict[str, System]) -> tup
         for system in racing:
             if (taken := system.latencies_s[WARM_UPS:]) and not workload.is_curve:
                 latencies[system.name] = distribution([delay for repetition in taken for delay in repetition])
+        if systems[LIMIT].name in refused:
+            break
     return absent, latencies
 
 
@@ -149,12 +169,11 @@ def show(title: str, results: Sequence[Result]) -> None:
     headings += [f"× {results[0].limit}"] if results[0].limit else []
     for heading in [*headings, *(["null", "rounds"] if is_race else [])]:
         table.add_column(heading, justify="left" if heading == "system" else "right")
-    for result in sorted(results, key=lambda r: (r.size or 0, -r.ratio.median if is_rate else r.ratio.median)):
+    for result in sorted(results, key=lambda r: (r.size or 0, r.slowness)):
         cells = [result.contender, *([f"{result.size:,}"] if is_curve else []), result.show_costs()]
         cells += [result.show_ratios()] if result.limit else []
         if is_race:
-            rounds = f"{result.rounds}" + (f"-{result.thrown_away}" if result.thrown_away else "")
-            cells += [f"{result.null:.2f}" + ("" if result.null_holds else "!"), rounds]
+            cells += [f"{result.null:.2f}" + ("" if result.null_holds else "!"), result.show_rounds()]
         table.add_row(*cells, style="green" if result.contender == "tensorblob" else None)
     console.print(table)
 
@@ -196,7 +215,7 @@ def main() -> int:
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), style="dim")
     warm_memory(min(int(arguments.warm_gib * (1 << 30)), available_nbytes() // 2))
     started = time.perf_counter()
-    patience = {"patience": 1 if arguments.quick else 3, "patience_s": 60.0}
+    patience = {"patience": 1 if arguments.quick else 4, "patience_s": 60.0}
     bench = Bench(arguments.dir, not arguments.quick, repetitions, **patience, show=lambda result: None)
     absent: dict[str, dict[str, str]] = {}
     latencies: dict[str, dict[str, Any]] = {}
@@ -215,32 +234,33 @@ def main() -> int:
             for system in systems.values()
         }
         more = {"systems": used, "missing": missing, "absent": absent, "latencies": latencies, "notes": notes}
-        write_json(arguments.json, bench, about, threads=arguments.threads, left_out=left_out, **more)
+        write_json(arguments.json, found_by(bench, about, left_out) | more | {"threads": arguments.threads})
 
     left_out = {name: chosen[name].title for name in names}
+    late = []
     save()
     for name in names:
         workload, before, began = chosen[name], len(bench.results), time.perf_counter()
         if began - started > arguments.within_s:
+            late.append(name)
             continue
-        absent[workload.title], found = measure(bench, workload, systems)
-        results = bench.results[before:]
-        for title in dict.fromkeys(result.workload for result in results):
-            show(title, [result for result in results if result.workload == title])
-        if found:
-            latencies[workload.title] = found
-            show_latencies(found)
-        for system, reason in absent[workload.title].items():
-            console.print(f"  without {system}: {reason}", style="dim")
-        console.print(f"  {name}: {time.perf_counter() - began:.0f} s\n", style="dim")
-        del left_out[name]
-        save()
+        with survived(name, left_out, save):
+            absent[workload.title], found = measure(bench, workload, systems)
+            results = bench.results[before:]
+            for title in dict.fromkeys(result.workload for result in results):
+                show(title, [result for result in results if result.workload == title])
+            if found:
+                latencies[workload.title] = found
+                show_latencies(found)
+            for system, reason in absent[workload.title].items():
+                console.print(f"  without {system}: {reason}", style="dim")
+            console.print(f"  {name}: {time.perf_counter() - began:.0f} s\n", style="dim")
     for system in systems.values():
         system.close()
     console.print(f"in {time.perf_counter() - started:.0f} s", style="dim")
-    for name in left_out:
-        console.print(f"left out, for lack of time: {name}", style="yellow")
-    return 0
+    for name, why in left_out.items():
+        console.print(f"left out, for lack of time: {name}" if name in late else why, style="yellow")
+    return 1 if len(left_out) > len(late) else 0
 
 
 if __name__ == "__main__":

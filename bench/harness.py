@@ -7,7 +7,8 @@ peer) on the same work in one process, and the ratio between the two is the resu
 - a *round* is one repetition of every contender and two of the limit, in an order shuffled anew each time;
 - the second repetition of the limit is a null control: limit against limit must come out at 1.00 ± 0.03, else the
   row is marked;
-- a round whose limit moved away from the median limit is thrown away, and another is run in its place.
+- a round whose limit moved away from the median limit is thrown away, and another is run in its place; a race that keeps
+  fewer than five is marked too.
 
 A repetition returns its cost: seconds per unit of work. A ratio is taken within a round, and the median of those ratios
 is reported: cost / limit's cost (lower is better, targets read "≤"), or in a race of rates (GB/s) rate / limit's rate
@@ -21,6 +22,7 @@ import gc
 import json
 import math
 import mmap
+import multiprocessing
 import os
 import platform
 import pstats
@@ -29,6 +31,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -39,7 +42,7 @@ T = TypeVar("T")
 Repetition = Callable[[], float]
 """Does the work once and returns its cost in seconds per unit of work."""
 
-FEWEST = 5  # rounds
+FEWEST = 5  # rounds that are kept
 LIMIT_MOVED = 0.15  # a round is thrown away when its limit is this far from the median limit
 NULL_TOLERANCE = 0.03
 MADV_POPULATE_WRITE = 23
@@ -105,6 +108,7 @@ class Result:
     unit_nbytes: int | None = None  # given: a race of rates, costs print as GB/s
     size: int | None = None  # given: a point of a curve of cost against size
     axis: str = "rows"  # what the sizes count
+    is_steady: bool = True  # the limit held still in as many rounds as it takes
 
     @property
     def verdict(self) -> str:
@@ -115,7 +119,12 @@ class Result:
 
     @property
     def null_holds(self) -> bool:
-        return self.null is None or abs(self.null - 1) <= NULL_TOLERANCE
+        return self.is_steady and (self.null is None or abs(self.null - 1) <= NULL_TOLERANCE)
+
+    @property
+    def slowness(self) -> float:
+        """The ratio to the limit so that less is better, of rates too: who is ahead is decided by it."""
+        return 1 / self.ratio.median if self.unit_nbytes else self.ratio.median
 
     def show_cost(self, value: float) -> str:
         """A cost of this result with its unit; all costs of one result come in the same."""
@@ -136,6 +145,12 @@ class Result:
     def show_ratios(self) -> str:
         low, median, high = (f"{ratio:.2f}" for ratio in (self.ratio.low, self.ratio.median, self.ratio.high))
         return median if self.ratio.low == self.ratio.high else f"{median} ({low}–{high})"
+
+    def show_rounds(self) -> str:
+        """How many were kept, and how many thrown away: 5-2. Nothing, if it was no race."""
+        if self.null is None:
+            return ""
+        return f"{self.rounds}" + (f"-{self.thrown_away}" if self.thrown_away else "")
 
 
 SCALES = ((1.0, "s"), (1e3, "ms"), (1e6, "µs"), (1e9, "ns"))
@@ -170,7 +185,7 @@ def print_result(result: Result) -> None:
             str(result.target or ""),
             result.verdict,
             null,
-            f"{result.rounds}" + (f"-{result.thrown_away}" if result.thrown_away else ""),
+            result.show_rounds(),
         )
     )
 
@@ -185,7 +200,7 @@ class Bench:
     profile: bool = False
     results: list[Result] = field(default_factory=list)
     patience: int = 3  # at most so many times the rounds that are wanted, while the limit does not hold still
-    patience_s: float = math.inf  # after that no more rounds than FEWEST
+    patience_s: float = math.inf  # after that a race ends once FEWEST are kept, and after three times that in any case
     show: Callable[[Result], None] = print_result
 
     def race(
@@ -205,11 +220,13 @@ class Bench:
         kept: list[list[float]] = []
         for entry in entries:  # warms caches, code and files; not counted
             entry.repetition()
+        gc.unfreeze()  # what a race that failed left
         gc.collect()
         gc.freeze()  # a collection inside a repetition now only looks at that repetition's objects
         start = time.perf_counter()
         while len(kept) < wanted and len(rounds) < self.patience * wanted:
-            if len(rounds) >= FEWEST and time.perf_counter() - start > self.patience_s:
+            patience_s = self.patience_s if len(kept) >= FEWEST else 3 * self.patience_s
+            if len(rounds) >= FEWEST and time.perf_counter() - start > patience_s:
                 break
             costs = [0.0] * len(entries)
             for which in random.sample(range(len(entries)), len(entries)):
@@ -220,7 +237,8 @@ class Bench:
                 costs for costs in rounds if all(abs(cost / usual - 1) <= LIMIT_MOVED for cost in (costs[0], costs[-1]))
             ]
         gc.unfreeze()
-        if len(kept) < 3:  # the limit never held still: keep all, and let the null control say so
+        is_steady = len(kept) >= min(wanted, FEWEST)
+        if len(kept) < 3:  # the limit never held still: there is nothing to choose by
             kept = rounds
         thrown_away = len(rounds) - len(kept)
         null = statistics.median(costs[-1] / costs[0] for costs in kept)
@@ -241,6 +259,7 @@ class Bench:
                     unit_nbytes=unit_nbytes,
                     size=size,
                     axis=axis,
+                    is_steady=is_steady,
                 )
             )
         if self.profile:
@@ -268,7 +287,10 @@ class Bench:
         """Hold the last race's figure of that contender against an absolute target, in seconds."""
         last = next(r for r in reversed(self.results) if r.contender == contender and workload in (None, r.workload))
         ratio = Spread(last.cost.median / bound_s, last.cost.low / bound_s, last.cost.high / bound_s)
-        self.record(Result(last.workload, contender, last.cost, bound, Spread.of([bound_s]), ratio, at_most(1.0)))
+        spread, is_steady = Spread.of([bound_s]), last.is_steady
+        self.record(
+            Result(last.workload, contender, last.cost, bound, spread, ratio, at_most(1.0), is_steady=is_steady)
+        )
 
     def record(self, result: Result) -> None:
         self.results.append(result)
@@ -363,10 +385,51 @@ def machine(directory: Path) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, bench: Bench, about: dict[str, Any], **more: Any) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """An entry of the outer lists and mappings a line, floats of six digits. It replaces the file in one step."""
+
+    def lines(values: Any, depth: int) -> str:
+        if not depth or not values or not isinstance(values, dict | list):
+            return json.dumps(rounded(values), ensure_ascii=False)
+        is_list = isinstance(values, list)
+        keys = [""] * len(values) if is_list else [f"{json.dumps(key, ensure_ascii=False)}: " for key in values]
+        inner = [lines(value, depth - 1) for value in (values if is_list else values.values())]
+        start, stop = "[]" if is_list else "{}"
+        return f"{start}\n" + ",\n".join(map(str.__add__, keys, inner)) + f"\n{stop}"
+
+    whole = path.with_name(path.name + ".new")
+    whole.write_text(lines(values, 2) + "\n")
+    whole.replace(path)
+
+
+def rounded(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: rounded(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [rounded(value) for value in values]
+    return float(f"{values:.6g}") if isinstance(values, float) else values
+
+
+def found_by(bench: Bench, about: dict[str, Any], left_out: dict[str, str]) -> dict[str, Any]:
+    """What there is to save of a run, complete or not."""
     results = [asdict(result) | {"verdict": result.verdict} for result in bench.results]
-    dump = {"machine": about, "full": bench.full, **more, "results": results}
-    path.write_text(json.dumps(dump, indent=1, ensure_ascii=False) + "\n")
+    found = {"machine": about, "full": bench.full, "repetitions": bench.repetitions, "left_out": left_out}
+    return found | {"results": results}
+
+
+@contextmanager
+def survived(name: str, left_out: dict[str, str], save: Callable[[], None]) -> Iterator[None]:
+    """Measure one workload and save, come what may: of one that fails the reason is left, and the others go on."""
+    try:
+        yield
+        del left_out[name]
+    except Exception as error:
+        traceback.print_exc()
+        left_out[name] += f": failed: {type(error).__name__}: {error}"
+        for process in multiprocessing.active_children():  # they would go on beside the next workload
+            process.terminate()
+    finally:
+        save()
 
 
 def run(
@@ -376,21 +439,31 @@ def run(
     warm_nbytes: int,
     json_path: Path | None = None,
 ) -> int:
-    """Run the named workloads (none named: all), print the table as it grows; returns how many targets were missed."""
+    """Run the named workloads (none named: all), print the table as it grows; returns how many targets were missed.
+
+    A workload that fails does not keep the others from being measured; SystemExit names it at the end.
+    """
     about = machine(bench.directory)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     warm_memory(min(warm_nbytes, available_nbytes() // 2))
     print_line(title for title, _ in COLUMNS)
     print_line("─" * width for _, width in COLUMNS)
     started = time.perf_counter()
-    for name in names or workloads:
-        workloads[name](bench)
+    left_out = {name: name for name in names or workloads}
+
+    def save() -> None:
+        if json_path is not None:
+            write_json(json_path, found_by(bench, about, left_out))
+
+    for name in list(left_out):
+        with survived(name, left_out, save):
+            workloads[name](bench)
     missed = [result for result in bench.results if result.verdict.startswith("MISS")]
     held = [result for result in bench.results if result.verdict.startswith("ok")]
     print(f"\n{len(held)} targets hold, {len(missed)} missed, in {time.perf_counter() - started:.0f} s")
     for result in missed:
         reached = f"{result.ratio.median:.2f} × {result.limit}"
         print(f"  missed: {result.workload}, {result.contender}: {reached}, target {result.target}")
-    if json_path is not None:
-        write_json(json_path, bench, about)
+    if left_out:
+        raise SystemExit("\n".join(left_out.values()))
     return len(missed)

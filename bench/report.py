@@ -9,13 +9,13 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from harness import Result, Spread, Target
+from harness import FEWEST, NULL_TOLERANCE, Result, Spread, Target
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -27,20 +27,30 @@ SUPER_LINEAR = 1.1
 
 
 WHY = {
-    "bulk append, batches of 25 MB": "with the checksums it is two passes over the data; `pwrite` and crc32c in a bare loop "
-    "do not come further (their row is in the table)",
-    "append + commit of one row": "two `pwrite`s and some 5 µs of Python against a commit in C: slow cores cost Python more",
-    "append + commit of 32 rows": "two `pwrite`s alone are 0.13, a prototype with all Python in one function came to 0.34: "
-    "less needs rows in the log",
-    "append + commit at power, beside LMDB": "rows and log are two files, synced at once: half as long again as one",
-    "slice of 10⁶ rows of 16 bytes": "it is one copy, as the limit is; the rest is first touches of the result's memory",
-    "extend, per block": "an absolute time, of which `os.link` takes half (the row above it)",
-    "commit → seen in another process": "who polls never sleeps; a process that is woken runs cold: some 160 µs of "
-    "Python to read the log, to map and to view",
-    "four writers that share a blob": "four busy processes on two cores wait for each other: with blobs of their own and no "
-    "lock in common, they are near the target already (the next row)",
+    "bulk append, batches of 25 MB": "with the checksums it is two passes over the data, where the limit is one; `pwrite` and "
+    "crc32c in a bare loop have a row of their own",
+    "append + commit of one row": "two `pwrite`s and the Python around them, against a commit in C",
+    "append + commit of 32 rows": "two `pwrite`s and the Python around them, however few the rows",
+    "append + commit at power, beside LMDB": "rows and log are two files, and a commit syncs both, at once; LMDB has one",
+    "slice of 10⁶ rows of 16 bytes": "it is one copy, as the limit is",
+    "extend, per block": "an absolute time; what `os.link` alone takes of it is in the row above",
+    "commit → seen in another process": "who polls never sleeps; a process that is woken has to read the log, to map and to "
+    "view before it has the rows",
+    "one row, with four followers": "six busy processes on two cores, of this blob or of another; a commit that is followed "
+    "also rings the inotify of each follower, in the writer's `pwrite`",
+    "four writers that share a blob": "four busy processes on two cores wait for each other; what four with blobs of "
+    "their own and no lock in common come to is the next row",
 }
 """Why a target is missed where it is."""
+
+GIVES_UP = {
+    (", synced", "Redis stream"): "room: all rows are in the server's memory, and each read is a message.",
+    (
+        "open and read the last row",
+        "LMDB",
+    ): "rows that lie side by side: all are in one file, and that is all it opens.",
+}
+"""What a system gives up for its lead, by a part of the workload's title, where what it says of itself is beside the point."""
 
 
 def result_of(values: dict[str, Any]) -> Result:
@@ -49,17 +59,29 @@ def result_of(values: dict[str, Any]) -> Result:
     return Result(**{name: value for name, value in values.items() if name != "verdict"} | more)
 
 
-def slope_of(curve: Iterable[Result]) -> float:
+def cost_of(result: Result) -> float:
+    return result.cost.median
+
+
+def ratio_of(result: Result) -> float:
+    return result.slowness
+
+
+def slope_of(curve: Iterable[Result], value_of: Callable[[Result], float] = cost_of) -> float:
     """The exponent of a power law fitted to the medians: 0 is flat, 1 grows as the size does. Sizes of 0 are left out."""
     points = [
-        (math.log(result.size), math.log(result.cost.median))
-        for result in curve
-        if result.size and result.cost.median > 0
+        (math.log(result.size), math.log(value_of(result))) for result in curve if result.size and value_of(result) > 0
     ]
     if len(points) < 2:
         return math.nan
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
     return float(sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points))
+
+
+def last_decade_of(curve: list[Result]) -> list[Result]:
+    """From a tenth of the largest size on: where growth shows that a fit over all sizes would hide."""
+    largest = max(result.size or 0 for result in curve)
+    return [result for result in curve if (result.size or 0) >= largest / 10]
 
 
 def file_name(title: str) -> str:
@@ -69,7 +91,7 @@ def file_name(title: str) -> str:
 def plot_bars(path: Path, workload: str, results: list[Result]) -> None:
     """A bar a system: its ratio to the limit, with the least and the most."""
     is_rate = results[0].unit_nbytes is not None
-    results = sorted(results, key=lambda result: result.ratio.median, reverse=not is_rate)
+    results = sorted(results, key=ratio_of, reverse=True)
     figure, axes = plt.subplots(figsize=(8, 0.8 + 0.36 * len(results)), layout="constrained")
     medians = [result.ratio.median for result in results]
     below = [result.ratio.median - result.ratio.low for result in results]
@@ -139,32 +161,37 @@ def curves_of(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def table_of(results: list[Result]) -> list[str]:
-    is_curve, is_rate = results[0].size is not None, results[0].unit_nbytes is not None
+    is_curve, is_race = results[0].size is not None, results[0].null is not None
     headings = ["system", *([results[0].axis] if is_curve else []), "median (min–max)"]
-    headings += [f"× {results[0].limit}"] if results[0].limit else []
+    headings += [*([f"× {results[0].limit}"] if results[0].limit else []), *(["rounds"] if is_race else [])]
     lines = [f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
-    for result in sorted(results, key=lambda r: (r.size or 0, -r.ratio.median if is_rate else r.ratio.median)):
+    for result in sorted(results, key=lambda result: (result.size or 0, result.slowness)):
         name = f"**{result.contender}**" if result.contender == OURS else result.contender
         cells = [name, *([f"{result.size:,}"] if is_curve else []), result.show_costs()]
-        lines.append(f"| {' | '.join([*cells, *([result.show_ratios()] if result.limit else [])])} |")
+        cells += [*([result.show_ratios()] if result.limit else []), *([rounds_of(result)] if is_race else [])]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def rounds_of(result: Result) -> str:
+    return result.show_rounds() + ("" if result.null_holds else "?")
 
 
 def targets_of(results: Iterable[Result]) -> list[str]:
     """The engine's and the live service's targets, and beside them what was measured for information."""
     lines = [
-        "| work | what | median (min–max) | limit | ratio (min–max) | target | |",
-        "|---|---|---:|---|---:|---:|---|",
+        "| work | what | median (min–max) | limit | ratio (min–max) | target | | rounds |",
+        "|---|---|---:|---|---:|---:|---|---:|",
     ]
     for result in results:
         limit = f"{result.limit}: {result.show_cost(result.limit_cost.median)}"
         cells = (result.workload, result.contender, result.show_costs(), limit, result.show_ratios())
-        lines.append("| " + " | ".join((*cells, str(result.target or ""), result.verdict)) + " |")
+        lines.append("| " + " | ".join((*cells, str(result.target or ""), result.verdict, rounds_of(result))) + " |")
     return lines
 
 
 def glance_of(results: list[Result]) -> list[str]:
-    """Ours beside the best of the others, workload by workload; of a curve, the largest size that both did."""
+    """Ours beside the best of the others, workload by workload; of a curve, at the smallest and largest size both did."""
     lines = [
         "| workload | tensorblob | the best of the others | ours is × as fast | limit |",
         "|---|---:|---|---:|---:|",
@@ -172,32 +199,57 @@ def glance_of(results: list[Result]) -> list[str]:
     for workload, found in by_workload(results):
         if found[0].null is None:  # no race: memory and disk
             continue
-        pair = ours_and_best(found)
-        if pair is None:
-            continue
-        ours, other = pair
-        title = workload + (f" ({ours.size:,})" if ours.size else "")
-        best = f"{other.contender}: {other.show_cost(other.cost.median)}"
-        ratio = other.cost.median / ours.cost.median  # of rates too: they are kept as seconds
-        limit = ours.show_cost(ours.limit_cost.median)
-        lines.append(f"| {title} | {ours.show_cost(ours.cost.median)} | {best} | {ratio:.2f} | {limit} |")
+        pairs = ours_and_best(found)
+        for ours, other in dict.fromkeys((pairs[0], pairs[-1])) if pairs else ():
+            title = workload if ours.size is None else f"{workload} ({ours.size:,})"
+            best = f"{other.contender}: {other.show_cost(other.cost.median)}"
+            ratio = f"{other.slowness / ours.slowness:.2f}" + ("" if ours.null_holds and other.null_holds else "?")
+            limit = ours.show_cost(ours.limit_cost.median)
+            lines.append(f"| {title} | {ours.show_cost(ours.cost.median)} | {best} | {ratio} | {limit} |")
     return lines
 
 
-def ours_and_best(results: list[Result]) -> tuple[Result, Result] | None:
-    for size in sorted({result.size or 0 for result in results}, reverse=True):
-        found = sorted((r for r in results if (r.size or 0) == size), key=lambda result: result.cost.median)
+def ours_and_best(results: list[Result]) -> list[tuple[Result, Result]]:
+    """By size, where there are both."""
+    pairs = []
+    for size in sorted({result.size or 0 for result in results}):
+        found = sorted((result for result in results if (result.size or 0) == size), key=ratio_of)
         ours = next((result for result in found if result.contender == OURS), None)
-        other = next((result for result in found if not result.contender.startswith(OURS)), None)
+        other = next((result for result in found if result.contender != OURS), None)
         if ours is not None and other is not None:
-            return ours, other
-    return None
+            pairs.append((ours, other))
+    return pairs
 
 
-def ahead_of_ours(results: list[Result]) -> list[str]:
-    """Who is ahead, at any size; the earlier version of ours too."""
-    ours = {result.size: result.cost.median for result in results if result.contender == OURS}
-    return sorted({r.contender for r in results if r.cost.median < ours.get(r.size, 0.0)})
+def ahead_of_ours(results: list[Result]) -> dict[str, list[int]]:
+    """Who is ahead, and at which sizes (none: of no curve); the earlier version of ours too."""
+    ours = {result.size: result.slowness for result in results if result.contender == OURS}
+    ahead: dict[str, list[int]] = {}
+    for result in sorted(results, key=lambda result: (result.contender, result.size or 0)):
+        if result.slowness < ours.get(result.size, 0.0):
+            ahead.setdefault(result.contender, []).extend([] if result.size is None else [result.size])
+    return ahead
+
+
+def slopes_of(results: list[Result]) -> list[str]:
+    """How the cost of each grows with the size, and whether that of ours is a bug."""
+    axis, is_race = results[0].axis, results[0].null is not None
+    shown = {
+        name: f"{name} {slope_of(curve):+.2f}" + (f" ({slope_of(curve, ratio_of):+.2f})" if is_race else "")
+        for name, curve in curves_of(results).items()
+        if not math.isnan(slope_of(curve))
+    }
+    what = "cost (and of its ratio to the limit)" if is_race else "cost"
+    said = f"Fitted exponent of {what} against {axis}, where 0 is flat and 1 grows as the {axis} do"
+    lines = ["", f"{said}: {', '.join(shown.values())}."]
+    ours = curves_of(results).get(OURS, [])
+    slopes = [slope_of(ours), slope_of(last_decade_of(ours))] if ours else []
+    if any(slope > SUPER_LINEAR for slope in slopes):
+        lines += [
+            "",
+            f"**Ours grows faster than its size: a bug** ({slopes[0]:+.2f}, in the last decade {slopes[1]:+.2f}).",
+        ]
+    return lines
 
 
 def latencies_of(latencies: dict[str, Any]) -> list[str]:
@@ -218,18 +270,18 @@ def section(directory: Path, run: dict[str, Any], workload: str, found: list[Res
     lines = ["", f"## {workload}", "", *table_of(found), "", f"![{workload}]({plot.name})"]
     if workload in run["notes"]:
         lines += ["", run["notes"][workload]]
-    if nulls := sorted({f"{result.null:.2f}" for result in found if not result.null_holds}):
-        lines += ["", f"Unsteady: the limit against itself was {', '.join(nulls)}."]
+    nulls = sorted({f"{r.null:.2f}" for r in found if is_race and abs(r.null - 1) > NULL_TOLERANCE})
+    unsteady = [f"the limit against itself was {', '.join(nulls)}"] if nulls else []
+    unsteady += [] if all(r.is_steady for r in found) else [f"the limit held still in fewer than {FEWEST} rounds"]
+    if unsteady:
+        lines += ["", f"Unsteady (`?`): {'; '.join(unsteady)}."]
     if is_curve:
-        slopes = {name: slope_of(curve) for name, curve in curves_of(found).items()}
-        slopes = {name: slope for name, slope in slopes.items() if not math.isnan(slope)}
-        listed = ", ".join(f"{name} {slope:+.2f}" for name, slope in slopes.items())
-        axis = found[0].axis
-        lines += ["", f"Fitted exponent of cost against {axis} (0 is flat, 1 grows as the {axis} do): {listed}."]
-        if slopes.get(OURS, 0.0) > SUPER_LINEAR:
-            lines += ["", "**Ours grows faster than its size: a bug.**"]
-    for name in ahead_of_ours(found) if is_race else ():
-        lines += ["", f"{name} is ahead; it gives up {gives_up.get(name) or 'nothing that we know of.'}"]
+        lines += slopes_of(found)
+    for name, sizes in ahead_of_ours(found).items() if is_race else ():
+        here = (price for (part, system), price in GIVES_UP.items() if part in workload and system == name)
+        price = next(here, gives_up.get(name)) or "nothing that we know of."
+        at = f" ({found[0].axis}: {', '.join(f'{size:,}' for size in sizes)})" if sizes else ""
+        lines += ["", f"{name} is ahead{at}; it gives up {price}"]
     if latencies := run["latencies"].get(workload):
         plot = directory / file_name(f"{workload} latencies")
         plot_latencies(plot, workload, latencies)
@@ -239,25 +291,34 @@ def section(directory: Path, run: dict[str, Any], workload: str, found: list[Res
 
 
 def write_report(json_path: Path) -> list[Path]:
-    """Writes RESULTS.md and the plots next to the JSON, and returns its path. Plots of an earlier run go."""
+    """Writes RESULTS.md and the plots next to the JSON, and returns its path. Plots of the RESULTS.md that was there go."""
     run = json.loads(json_path.read_text())
     directory = json_path.parent
     about = run["machine"]
     load = " to ".join(f"{about[when][0]:.1f}" for when in ("load", "load_after"))
     machine = f"{about['system']}, {about['processors']} processors, {about['filesystem']}, load {load}"
-    for plot in directory.glob("*.png"):
-        plot.unlink()
+    results_path = directory / "RESULTS.md"
+    before = results_path.read_text() if results_path.exists() else ""
+    for plot in re.findall(r"^!\[.*\]\(([a-z0-9-]+\.png)\)$", before, re.MULTILINE):
+        (directory / plot).unlink(missing_ok=True)
     lines = [
         "# Side by side",
         "",
         f"Run of {json_path.stem}: {machine}, Python {about['python']}.",
+        *(
+            [f"{run['repetitions']} rounds a race were asked for, of a curve at most 5."]
+            if "repetitions" in run
+            else []
+        ),
         f"Written by `make bench`; all figures are in [{json_path.name}]({json_path.name}).",
         "",
-        "A ratio is to the limit measured in the same round, and the median of the rounds counts. A row whose limit against",
-        "itself did not come out at 1.00 ± 0.03 in that race is on unsteady ground; it is marked under the table.",
+        "A ratio is to the limit measured in the same round, and the median of the rounds counts: who is ahead is decided by",
+        "it, and “× as fast” is one ratio by the other. Rounds are those that were kept, and after the dash those that were",
+        f"thrown away because the limit had moved. A `?` marks unsteady ground: fewer than {FEWEST} were kept, or the limit",
+        f"against itself did not come out at 1.00 ± {NULL_TOLERANCE}.",
     ]
     missing = [] if run.get("full", True) else ["the targets are without `--full`, with fewer rounds"]
-    missing += ["what is named at the end was left out"] if run.get("left_out") else []
+    missing += ["what is named at the end is not in it, or in part"] if run.get("left_out") else []
     if missing:
         lines += ["", f"Not a complete run: {', and '.join(missing)}."]
     if run.get("note"):
@@ -282,7 +343,7 @@ def write_report(json_path: Path) -> list[Path]:
     if run.get("left_out"):
         lines += [
             "",
-            "## Not measured in this run, for lack of time",
+            "## Not measured in this run, or not all of it",
             "",
             *(f"- {title}" for title in run["left_out"].values()),
         ]
@@ -292,7 +353,6 @@ def write_report(json_path: Path) -> list[Path]:
         lines.append(f"- **{name}** ({versions}): {system['how']}")
         lines += [f"  *Gives up:* {system['gives_up']}"] if system["gives_up"] else []
     lines += [f"- **{name}**: not measured: {reason}" for name, reason in run["missing"].items()]
-    results_path = directory / "RESULTS.md"
     results_path.write_text("\n".join(lines) + "\n")
     return [results_path]
 

@@ -436,7 +436,9 @@ class AsyncWriter:
             return self._group
 
     def _is_quick(self, group: list[Pending]) -> bool:
-        """True if committing the group costs less than the hop to a thread."""
+        """True if committing the group costs less than the hop to a thread, and cannot get into another task's transaction."""
+        if self._writer._uncommitted is not None:
+            return False  # whose lock may be this thread's: only another one waits for its end
         if self._writer.is_power or self._writer.is_due or sum([pending.nbytes for pending in group]) > INLINE_NBYTES:
             return False
         return not any(pending.flushes or pending.finishes for pending in group)
@@ -465,8 +467,9 @@ class AsyncWriter:
 
     # -- what else a writer does --------------------------------------------------------------------------------------
 
-    async def _order(self, pending: Pending) -> None:
+    async def _order(self, pending: Pending, what: str) -> None:
         self._check_open()
+        self._writer.check_outside(what)
         self._admit(pending)
         try:
             await self._finish(pending)
@@ -477,11 +480,11 @@ class AsyncWriter:
 
     async def flush(self) -> None:
         """Make everything accepted so far durable. Raises `SyncFailed`. Cancelled, it may have happened or not."""
-        await self._order(Pending([], 0, 0, flushes=True))
+        await self._order(Pending([], 0, 0, flushes=True), "flush")
 
     async def finish(self) -> None:
         """Say that the stream ends here, after everything accepted so far: followers end. A later append takes it back."""
-        await self._order(Pending([], 0, 0, finishes=True))
+        await self._order(Pending([], 0, 0, finishes=True), "finish")
 
     def _raise_lost(self) -> None:
         lost, self._lost = self._lost, None

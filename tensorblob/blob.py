@@ -140,6 +140,7 @@ class TensorBlob(Rows):
             flush_every_s=flush_every_s,
             timeout_s=timeout_s,
             shared=shared,
+            is_read="+" in mode,
         )
         try:
             if not is_new:
@@ -171,9 +172,12 @@ class TensorBlob(Rows):
         else:
             assert writer is not None
             self._store = writer.store
+            snapshot, pin = writer.shown()
             self._table = Table(
-                writer.dir_fd, writer.store, writer.snapshot, io=io, max_cached_blocks=max_cached_blocks
+                writer.dir_fd, writer.store, snapshot, pin=pin, io=io, max_cached_blocks=max_cached_blocks
             )
+            if "+" in mode:
+                writer.on_step = self._table.update
             wrap = wrap_views(path, writer.store)
         self._io, self._max_cached_blocks = io, max_cached_blocks
         self.max_cached_blocks = max_cached_blocks or max_map_count() // 2
@@ -282,8 +286,12 @@ class TensorBlob(Rows):
             self._check_readable()
         writer = self._writer
         if writer is not None and self._table.state[0] is not writer.pending:
-            self._table.update(writer.pending)
+            self._table.update(*writer.shown())
         return self._table.state
+
+    def _blame_closing(self) -> None:
+        if self._closed or (self._writer is not None and self._writer.closed):
+            raise BlobClosed("I/O operation on closed blob: it was closed while rows were read.")
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -448,6 +456,7 @@ class TensorBlob(Rows):
             yield Source(self._reader.dir_fd, self._store, snapshot, pin)
             return
         assert self._writer is not None
+        self._writer.check_outside("take over or copy rows")
         reader = Reader(self.filename, io="pread")
         try:
             if not os.path.sameopenfile(reader.dir_fd, self._writer.dir_fd):
@@ -490,8 +499,8 @@ class TensorBlob(Rows):
     def close(self) -> None:
         """Close the handle; a writer makes everything durable and lets the next one in. Views stay valid."""
         if self._reader is not None:
-            self._reader.close()
             self._closed = True
+            self._reader.close()
         if self._writer is not None:
             try:
                 self._writer.close()

@@ -38,6 +38,10 @@ class Dirty(NamedTuple):
     adopted: list[str]
     directories: list[str]
 
+    def close(self) -> None:
+        for _, fd in self.blocks:
+            os.close(fd)
+
 
 class Blocks:
     """The block files of the writer `producer`; `generation` is the current one."""
@@ -109,8 +113,13 @@ class Blocks:
         """Make staged blocks durable, before anybody waits for it. Raises `SyncFailed`: then they have to be dropped."""
         for block in blocks:
             if block.is_dirty:
-                block.is_dirty = False
-                files.sync_file(block.fd, block.path)
+                fd = self._open_named(block.path) if block.fd < 0 else block.fd
+                try:
+                    block.is_dirty = False
+                    files.sync_file(fd, block.path)
+                finally:
+                    if fd != block.fd:
+                        os.close(fd)
 
     def drop_staged(self, blocks: Iterable[BlockFile]) -> None:
         """Remove staged blocks, also ones that were about to be named. What cannot be removed is tried again later."""
@@ -194,14 +203,16 @@ class Blocks:
     def dirty(self) -> Dirty:
         """What is not synced yet, for one `sync`. Poisoned files are not among it."""
         blocks = self._dirty_blocks()
+        for block in blocks[MAX_OPEN:]:  # no second descriptor for each of very many
+            block.is_dirty = False
+            self._adopted[block.path] = None
         adopted = [path for path in self._adopted if os.path.basename(path) not in self.poisoned]
         dirty = Dirty([], adopted, list(self._new_names))
         try:
-            for block in blocks:
+            for block in blocks[:MAX_OPEN]:
                 dirty.blocks.append((block, os.dup(block.fd)))
         except BaseException:
-            for _, fd in dirty.blocks:
-                os.close(fd)
+            dirty.close()
             raise
         return dirty
 
@@ -250,12 +261,11 @@ class Blocks:
         try:
             for block, fd in dirty.blocks:
                 block.is_dirty = False  # before the sync: a row written during it sets it again
+                self._adopted.pop(block.path, None)  # so does one that fills the block, which may be closed at once
                 with self._poisoning({block.id}):
                     files.sync_file(fd, block.path)
-                self._adopted.pop(block.path, None)
         finally:
-            for _, fd in dirty.blocks:
-                os.close(fd)
+            dirty.close()
         for path in dirty.adopted:
             if self._adopted.pop(path, path) is None:
                 fd = self._open_named(path)
@@ -298,7 +308,9 @@ class Blocks:
             block.close()
 
     def forget_poisoned(self) -> None:
-        """The rows of the poisoned files have moved."""
+        """The rows of the poisoned files have moved; who still pins those keeps them, and nobody syncs them again."""
+        for path in [path for path in self._adopted if os.path.basename(path) in self.poisoned]:
+            del self._adopted[path]
         for id in self.poisoned:
             if (block := self.open.pop(id, None)) is not None:
                 block.close()

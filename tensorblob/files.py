@@ -68,6 +68,22 @@ def explained(what: str) -> Iterator[None]:
         _fail(error, what)
 
 
+class Descriptor:
+    """An open descriptor: closed by `close`, or when nobody refers to it any more."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            self.close()
+
+
 # -- directories and names --------------------------------------------------------------------------------------------
 
 

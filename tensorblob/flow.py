@@ -81,6 +81,8 @@ class LagGate:
 
     def close(self) -> None:
         if self._bell is not None:
+            if self._bell.is_working:
+                anyio.notify_closing(self._bell.fileno())
             self._bell.close()
             self._bell = None
         for fd in (self._cursors_fd, self._dir_fd):
@@ -150,7 +152,8 @@ class LagGate:
             return
         with anyio.move_on_after(POLL_S if bell.is_working else POLL_S / 20) as waiting:
             if bell.is_working:
-                await anyio.wait_readable(bell.fileno())
+                with contextlib.suppress(anyio.ClosedResourceError):  # the writer closes
+                    await anyio.wait_readable(bell.fileno())
             else:
                 await anyio.sleep_forever()
         if waiting.cancelled_caught and self._writer.snapshot.durable_rows < self._writer.stop_row:

@@ -154,6 +154,7 @@ import functools
 import re
 import struct
 from collections.abc import Iterator
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -175,7 +176,12 @@ _encoder = msgspec.json.Encoder()
 _encode_edit = _encoder.encode
 _decode_edit = msgspec.json.Decoder(tuple[Op, ...]).decode
 _pack_offset = struct.Struct("<Q").pack
-_RECORD_START = re.compile(rb"(?=[0-9a-f]{8} \[)")
+_RECORD_START = re.compile(rb'(?=[0-9a-f]{8} \[[ \t\r]*\[[ \t\r]*"\w)')
+"""A checksum, and the name of an edit's first operation (there is one: nobody commits nothing).
+
+Within the JSON text of a record there is no such thing: a space that follows a digit and precedes a bracket is in a string,
+where the quote is the string's end, or has a backslash before it; and behind its end no name begins.
+"""
 crc32c = google_crc32c.extend
 """`crc32c(crc, data)` extends a running CRC-32C by `data`: `bytes` or a contiguous ndarray (read without a copy)."""
 
@@ -315,14 +321,14 @@ def decode_log(data: bytes, seed: int, offset: int, path: str = "") -> Iterator[
 def find_later_records(data: bytes, seed: int, offset: int) -> Iterator[Record]:
     """Yield valid records that follow the invalid one at the start of `data`, wherever one may begin.
 
-    A hole can end in the middle of a line, and damage can hide a newline, so every place that looks like a record is tried.
+    A hole can end in the middle of a line, and damage can hide a newline, so a record may begin anywhere in a line. But none
+    has what looks like a start within it: only the last of a line can be one, and no byte is checksummed twice, whoever
+    wrote them.
     """
-    for found in _RECORD_START.finditer(data, 1):
-        position = found.start()
-        newline = data.find(b"\n", position)
-        if newline < 0:
-            return
-        edit = decode_record(data[position:newline], seed, offset + position)
+    starts = (found.start() for found in _RECORD_START.finditer(data, 1))
+    for position, next_start in pairwise(chain(starts, [len(data)])):
+        newline = data.find(b"\n", position, next_start)
+        edit = None if newline < 0 else decode_record(data[position:newline], seed, offset + position)
         if edit is not None:
             yield Record(edit, offset + newline + 1)
 

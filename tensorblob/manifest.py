@@ -37,20 +37,8 @@ def _newest(dir_fd: int) -> int:
     return found[-1]
 
 
-class Pin:
+class Pin(files.Descriptor):
     """An open generation with a shared flock: blocks that it names stay. It lets go when closed, or not referred to."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError, TypeError):
-            self.close()
 
 
 def pin_newest(dir_fd: int) -> tuple[int, Pin]:
@@ -131,21 +119,37 @@ class Manifest:
         self._seed = log_seed(store.uuid, generation)
         self.is_broken = False
         """An append or a sync failed: nothing more may be appended here, only a new generation can follow."""
+        self.pin: Pin | None = None
+        """What keeps the blocks of this generation for those who read by this writer."""
 
     @classmethod
-    def open(cls, dir_fd: int, store: Store) -> tuple[Manifest, Replay]:
-        """Open the newest generation for appending, and replay it. The caller holds `writer.lock`."""
+    def open(cls, dir_fd: int, store: Store, *, is_read: bool = False) -> tuple[Manifest, Replay]:
+        """Open the newest generation for appending, and replay it. The caller holds `writer.lock`, or has a turn.
+
+        is_read: pin it, too.
+        """
         generation = _newest(dir_fd)
         fd = files.open_for_append(manifest_name(generation), dir_fd=dir_fd)
         try:
             found = replay(fd, dir_fd, store, generation)
+            manifest = cls(dir_fd, store, generation, fd, found.stop, found.edits)
+            if is_read:
+                manifest._hold()
         except BaseException:
             os.close(fd)
             raise
-        return cls(dir_fd, store, generation, fd, found.stop, found.edits), found
+        return manifest, found
+
+    def _hold(self) -> None:
+        """Pin this generation, which is the newest, or about to be: nobody removes it meanwhile."""
+        if not files.try_lock(self.fd, shared=True):
+            raise AssertionError("only superseded generations are locked exclusively")
+        self.pin = Pin(os.dup(self.fd))
 
     @classmethod
-    def create(cls, dir_fd: int, store: Store, generation: int, checkpoint: Edit, producer: str) -> Manifest:
+    def create(
+        cls, dir_fd: int, store: Store, generation: int, checkpoint: Edit, producer: str, *, is_read: bool = False
+    ) -> Manifest:
         """Begin a generation with `checkpoint` and a session; it is current, and durable, when this returns.
 
         Everything that the checkpoint names is durable already: starting a generation is a flush. What fails before
@@ -160,6 +164,8 @@ class Manifest:
             manifest = cls(dir_fd, store, generation, fd, 0, 0)
             manifest.append((*checkpoint, session(fd, producer)))
             manifest.edits = 0
+            if is_read:
+                manifest._hold()
             files.sync_file(fd, name)
             files.rename(f".{name}", name, dir_fd=dir_fd)
         except BaseException:
@@ -232,7 +238,7 @@ class Manifest:
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
-            self.fd = -1
+            self.fd, self.pin = -1, None
 
 
 def session(fd: int, producer: str) -> Session:

@@ -376,6 +376,8 @@ class Layout:
         a new range, so that addresses already handed out keep meaning the rows of `before`.
         """
         tail, older = after.tail, before.tail
+        if after.stop < before.stop:  # the rows beyond are shown by views, and others may take their place
+            return Layout(self.field, self._dir_fd, after, private=self._private)
         if self._unplaced is not None or self._forks != forks.count:  # a thread may have been changing it
             layout = Layout(self.field, self._dir_fd, after, private=self._private)
             if self._unplaced is not None:

@@ -7,6 +7,7 @@ after it was let go.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -15,6 +16,7 @@ import anyio
 import anyio.to_thread
 
 T = TypeVar("T")
+POLL_S = 0.001
 
 
 class _Job(Generic[T]):
@@ -35,10 +37,9 @@ class _Job(Generic[T]):
             finally:
                 self._over.set()
 
-    def finish(self) -> None:
-        """Wait for the thread that is at it; do it here if none has begun."""
-        self.run()
-        self._over.wait()
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
 
     def result(self) -> T:
         if self._error is not None:
@@ -51,7 +52,14 @@ async def _finished(job: _Job[Any], limiter: anyio.CapacityLimiter | None) -> No
         try:
             await anyio.to_thread.run_sync(job.run, limiter=limiter)
         except anyio.get_cancelled_exc_class():
-            job.finish()  # asyncio cancelled this very task: its loop waits with us
+            # asyncio cancelled this very task: its loop ends, but others of it may hold the lock that the work waits for
+            try:
+                threading.Thread(target=job.run).start()  # if none has begun
+            except RuntimeError:  # no thread to be had
+                job.run()
+            while not job.is_over:
+                with contextlib.suppress(anyio.get_cancelled_exc_class()):
+                    await anyio.sleep(POLL_S)
             raise
 
 

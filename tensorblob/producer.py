@@ -109,6 +109,7 @@ class Producer:
         """
         check_key(key, sequence)
         metadata = check_metadata(metadata)
+        self._writer.check_outside("commit")
         async with self._turn:
             self._check_open()
             return await to_the_end(lambda: self._commit(metadata, key, sequence))

@@ -43,14 +43,23 @@ class Staging:
             Growth(number, len(self._fields), field, self._writer.dir_fd, self._new_block)
             for number, field in enumerate(self._fields)
         ]
+        self._begun: list[BlockFile | None] = [None] * len(self._fields)
+        """The blocks in which the last append began: taken back, it ends there, so they are open as long as it may be."""
 
     def _new_block(self, number: int) -> BlockFile:
+        blocks = self._blocks[number]
+        if blocks and blocks[-1] is not self._begun[number]:
+            blocks[-1].close()  # it is full, and costs no descriptor: what is not synced of it is synced by path
         block = self._writer.blocks.stage(number)
-        self._blocks[number].append(block)
+        blocks.append(block)
         return block
 
     def append(self, columns: Sequence[Rows], count: int) -> None:
         """Place rows behind those that are staged. If it raises, they are not staged."""
+        for begun in self._begun:
+            if begun is not None and begun.rows == begun.capacity_rows:
+                begun.close()
+        self._begun = [blocks[-1] if blocks else None for blocks in self._blocks]
         marks = [(len(blocks), blocks[-1].rows, blocks[-1].crc32c) if blocks else None for blocks in self._blocks]
         try:
             for growth, rows in zip(self._growths, columns, strict=True):

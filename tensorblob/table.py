@@ -19,7 +19,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tensorblob import forks
 from tensorblob.columns import REFUSED_CACHE_BLOCKS, BlockCache, CachedColumn, ColumnRows, MappedColumn, PreadColumn
-from tensorblob.errors import SchemaMismatch
+from tensorblob.errors import Corrupt, SchemaMismatch
 from tensorblob.format import Store
 from tensorblob.memory import ReservationRefused, max_map_count
 from tensorblob.schema import Field, Schema
@@ -30,6 +30,8 @@ Batch: TypeAlias = Any
 
 State: TypeAlias = tuple[Snapshot, tuple[ColumnRows, ...], object]
 """A snapshot, the readers of its columns, and what keeps its blocks from being unlinked while someone reads."""
+
+UNREADABLE = (Corrupt, OSError)
 
 WrapView: TypeAlias = Callable[[torch.Tensor, Snapshot, int, int, int], torch.Tensor]
 """Makes what `view` hands out of (tensor, snapshot, field number, start row, stop row)."""
@@ -118,6 +120,10 @@ class Rows:
         """Step to the newest snapshot; return whether it moved."""
         raise NotImplementedError
 
+    def _blame_closing(self) -> None:
+        """Rows could not be read: raise `BlobClosed` if another thread has closed the handle meanwhile."""
+        raise NotImplementedError
+
     def select(self, *fields: str | tuple[str, ...]) -> Selection:
         """The same rows with these fields only (a parent key selects all below it); other columns are not touched."""
         self._state()
@@ -176,9 +182,13 @@ class Rows:
             index -= length if index < 0 else 0
             raise IndexError(f"Index out of bounds: {index!r} (length: {length})")
         row = index + snapshot.first_row
-        if self._single is not None:
-            return columns[self._single].row(row)
-        return self._assemble([columns[number].row(row) for number in self._numbers], [])
+        try:
+            if self._single is not None:
+                return columns[self._single].row(row)
+            return self._assemble([columns[number].row(row) for number in self._numbers], [])
+        except UNREADABLE:
+            self._blame_closing()
+            raise
 
     def __getitem__(self, index: Any) -> Batch:
         """Copies: one row for an int, rows for a slice (any step) or a sequence, array or tensor of ints."""
@@ -215,7 +225,11 @@ class Rows:
             if not rows:
                 leaves.append(columns[number].empty(0))
                 continue
-            leaf = columns[number].copy(rows[0] + first, rows[-1] + 1 + first, rows.step)
+            try:
+                leaf = columns[number].copy(rows[0] + first, rows[-1] + 1 + first, rows.step)
+            except UNREADABLE:
+                self._blame_closing()
+                raise
             leaves.append(_flipped(leaf) if flip else leaf)
         return leaves[0] if self._single is not None else self._assemble(leaves, [len(rows)])
 
@@ -227,9 +241,17 @@ class Rows:
         Raises `IndexError` beyond the rows, (`out` may be partly written then, as by `index_select`),
         `TypeError` for indices that are not integers, `ValueError` for ones that are not 1-D.
         """
-        snapshot, columns, _pin = self._state()
-        first, length = snapshot.first_row, snapshot.rows - snapshot.first_row
+        state = self._state()
         rows = _as_indices(indices)
+        try:
+            return self._gather(state, rows, out)
+        except UNREADABLE:
+            self._blame_closing()
+            raise
+
+    def _gather(self, state: State, rows: torch.Tensor, out: Batch | None) -> Batch:
+        snapshot, columns, _pin = state
+        first, length = snapshot.first_row, snapshot.rows - snapshot.first_row
         count = rows.shape[0]
         if self._single is not None and isinstance(column := columns[self._single], MappedColumn):
             if out is not None:
@@ -295,10 +317,14 @@ class Rows:
         snapshot, columns, _pin = self._state()
         first = snapshot.first_row
         low, high = _range(snapshot, start, stop)
-        leaves = [
-            self._wrap(columns[number].view(low + first, high + first), snapshot, number, low + first, high + first)
-            for number in self._numbers
-        ]
+        try:
+            leaves = [
+                self._wrap(columns[number].view(low + first, high + first), snapshot, number, low + first, high + first)
+                for number in self._numbers
+            ]
+        except UNREADABLE:
+            self._blame_closing()
+            raise
         return leaves[0] if self._single is not None else self._assemble(leaves, [high - low])
 
 
@@ -307,10 +333,13 @@ class _Held(Rows):
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows._schema, rows._numbers, rows._wrap)
-        self._held = rows._state()
+        self._handle, self._held = rows, rows._state()
 
     def _state(self) -> State:
         return self._held
+
+    def _blame_closing(self) -> None:
+        self._handle._blame_closing()
 
 
 class Selection(Rows):
@@ -326,6 +355,9 @@ class Selection(Rows):
 
     def _state(self) -> State:
         return self._handle._state()
+
+    def _blame_closing(self) -> None:
+        self._handle._blame_closing()
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -373,7 +405,10 @@ def _as_indices(indices: Any) -> torch.Tensor:
         raise TypeError(f"Batch index must have an integer dtype, got {got}!")
     if tensor.ndim != 1:
         raise ValueError(f"Batch index must be 1-dimensional, got {tensor.ndim}!")
-    return tensor.to(device="cpu", dtype=torch.int64)
+    rows = tensor.to(torch.int64)
+    if tensor.dtype is torch.uint64:
+        rows = rows.masked_fill(rows < 0, torch.iinfo(torch.int64).max)  # beyond int64, and so beyond any blob
+    return rows
 
 
 def _check_out(out: Any, field: Field, count: int) -> None:

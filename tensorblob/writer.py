@@ -43,7 +43,7 @@ from tensorblob.format import (
 )
 from tensorblob.garbage import Garbage
 from tensorblob.growth import Growth, Rows
-from tensorblob.manifest import MAX_EDITS, Manifest, generations, session
+from tensorblob.manifest import MAX_EDITS, Manifest, Pin, generations, session
 from tensorblob.presence import Announcement, present
 from tensorblob.replay import Replay
 from tensorblob.snapshot import Column, Snapshot, checkpoint
@@ -76,7 +76,8 @@ class _Syncing(OSError):
 class Writer:
     """The open writing end of a blob. Any number of threads may use it, one change at a time.
 
-    shared: be one of several writers, which take turns (see `turns`); all have one durability.
+    shared: be one of several writers, which take turns (see `turns`); all have one durability. is_read: someone reads what
+    `shown` says, so that its blocks have to stay.
     path, dir_fd, store: an existing blob; `dir_fd` is the writer's from now on. durability: "process" (survives kill -9) or
     "power" (every commit is synced before it is acknowledged). flush_every_s: at "process", make commits durable this
     often. timeout_s: how long to wait for another writer. Raises `WriterBusy`, `ReadOnlyStore`, `Corrupt` or
@@ -93,8 +94,14 @@ class Writer:
         flush_every_s: float | None = None,
         timeout_s: float = 0.0,
         shared: bool = False,
+        is_read: bool = False,
     ) -> None:
         self.path, self.dir_fd, self.store = path, dir_fd, store
+        self._is_read = is_read
+        self.on_step: Callable[[Snapshot, Pin | None], None] | None = None
+        """Called with `shown()` when who reads by this writer has to go on from there: another generation has begun, and
+        garbage is about to go; or rows are taken back, and others may take their place.
+        """
         self.keep_from: Callable[[int], int] | None = None
         """Given the first row that retention would keep, the one to keep: its user may know who still needs some."""
         self._durability = durability
@@ -160,7 +167,7 @@ class Writer:
                     f"Writers that share a blob have one durability: process {peer.pid} on {peer.host} has "
                     f"{peer.durability!r}, asked for {self._durability!r}"
                 )
-        self._manifest, found = Manifest.open(self.dir_fd, self.store)
+        self._manifest, found = Manifest.open(self.dir_fd, self.store, is_read=self._is_read)
         self._announced = Announcement(self.dir_fd, self._durability)
         self.producer = self._announced.producer
         self._snapshot, self._known_offset = found.snapshot, self._manifest.offset
@@ -207,11 +214,12 @@ class Writer:
 
     def _follow_generation(self) -> None:
         """A peer has begun a generation: go on in it."""
-        manifest, found = Manifest.open(self.dir_fd, self.store)
+        manifest, found = Manifest.open(self.dir_fd, self.store, is_read=self._is_read)
         old, before = self._current, self.snapshot
         self._blocks.learn(before, found.snapshot, is_durable=True)  # beginning a generation is a flush
         self._blocks.follow_generation(manifest.generation, found.snapshot)
-        self._manifest, self._snapshot, self._known_offset = manifest, found.snapshot, manifest.offset
+        with self._state_lock:
+            self._manifest, self._snapshot, self._known_offset = manifest, found.snapshot, manifest.offset
         old.close()
         manifest.is_broken = found.is_torn
         self._flushed_offset = manifest.offset if found.is_flushed else -1
@@ -219,6 +227,12 @@ class Writer:
             self._blocks.distrust(found.snapshot)
         self._garbage.begin(self._snapshot)
         self._settled()
+        self._step_readers()
+
+    def _step_readers(self) -> None:
+        if self.on_step is not None:
+            with contextlib.suppress(OSError, MemoryError):
+                self.on_step(*self.shown())
 
     def _report_trouble(self) -> None:
         """Let peers, and whoever writes next, know that a sync failed: the kernel would not tell them. If no turn is to be
@@ -326,6 +340,8 @@ class Writer:
                 steps.callback(self._announced.close, has_garbage=has_garbage)
             if self._manifest is not None:
                 steps.callback(self._manifest.close)
+                if self._manifest.pin is not None:
+                    steps.callback(self._manifest.pin.close)
             if hasattr(self, "_blocks"):
                 steps.callback(self._blocks.close, is_shared=self.turns is not None)
             self._manifest = self._writer_lock = None
@@ -379,6 +395,11 @@ class Writer:
     def pending(self) -> Snapshot:
         """What this writer wrote, an open transaction included."""
         return self.snapshot if self._uncommitted is None else self._uncommitted
+
+    def shown(self) -> tuple[Snapshot, Pin | None]:
+        """What is `pending`, and what keeps its blocks."""
+        with self._state_lock:
+            return self.pending, None if self._manifest is None else self._manifest.pin
 
     def _settled(self) -> None:
         """The pending snapshot was replaced: go on at its end, and note what is read on every append."""
@@ -648,6 +669,7 @@ class Writer:
                 self._settled()
             except BaseException:
                 self._is_due, self._uncommitted, self._ops = True, None, []
+                self._step_readers()
                 self._restore()
                 raise
 
@@ -796,12 +818,14 @@ class Writer:
                     return
                 if offset == self._flushed_offset:
                     return None
+                log = files.Descriptor(os.dup(manifest.fd))  # a peer's generation may close ours meanwhile
+                held.callback(log.close)
                 dirty = self._blocks.dirty()
                 if self.is_power:  # a commit must not take for synced what is only about to be
                     held.enter_context(self._lock)
             try:
                 self._blocks.sync(dirty)
-                manifest.sync()
+                files.sync_file(log.fd, manifest_name(manifest.generation))
             except BaseException as error:
                 with self._threads_lock:  # not under the feet of a commit: it has looked already
                     if isinstance(error, Corrupt) and (manifest is not self._manifest or manifest.is_superseded()):
@@ -861,8 +885,11 @@ class Writer:
                 self._blocks.sync(self._blocks.dirty())
                 pruned = tuple(column.pruned() for column in columns)
                 snapshot = msgspec.structs.replace(before, columns=pruned, durable_rows=before.rows)
-                manifest = Manifest.create(self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer)
-                self._manifest, self._snapshot, self._known_offset = manifest, snapshot, manifest.offset
+                manifest = Manifest.create(
+                    self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer, is_read=self._is_read
+                )
+                with self._state_lock:
+                    self._manifest, self._snapshot, self._known_offset = manifest, snapshot, manifest.offset
             except BaseException:
                 has_begun = True  # unless we know better: then nothing more goes to the old one
                 with contextlib.suppress(OSError):
@@ -886,6 +913,7 @@ class Writer:
             except SyncFailed:
                 manifest.is_broken = self._is_due = True
                 raise
+            self._step_readers()
             self._blocks.begin_generation(generation, snapshot, self.pending)
             # last: until all of it is buried, garbage counts, and is seen to at the latest by close
             self._garbage.begin(self._snapshot)

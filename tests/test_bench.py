@@ -16,7 +16,7 @@ import pytest
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
-from harness import Result, Spread, at_least, at_most  # noqa: E402
+from harness import Bench, Contender, Result, Spread, at_least, at_most, run, write_json  # noqa: E402
 from peers import work  # noqa: E402
 from peers.jobs import Workload, named, workloads  # noqa: E402
 
@@ -133,6 +133,145 @@ def test_a_comparison_becomes_a_report(tmp_path: Path) -> None:
         assert said in text
     for plot in (line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")):
         assert (tmp_path / plot).stat().st_size > 0
+
+
+def test_a_workload_that_raises_is_named_and_does_not_lose_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "results.json"
+
+    def fails(bench: Bench) -> None:
+        bench.record(result("half", 0.5))
+        raise OSError("no space")
+
+    def interrupts(bench: Bench) -> None:
+        assert list(json.loads(path.read_text())["left_out"]) == ["bad", "last", "never"]
+        bench.record(result("last", 0.5))
+        raise KeyboardInterrupt
+
+    measure: dict[str, Any] = {"good": lambda bench: bench.record(result("good", 0.5)), "bad": fails}
+    with pytest.raises(SystemExit, match=r"bad: failed: OSError: no space"):
+        run(measure | {"last": measure["good"]}, [], Bench(tmp_path), 4096, path)
+    assert [found["workload"] for found in json.loads(path.read_text())["results"]] == ["good", "half", "good"]
+    with pytest.raises(KeyboardInterrupt):
+        run(measure | {"last": interrupts, "never": fails}, [], Bench(tmp_path), 4096, path)
+    saved = json.loads(path.read_text())
+    assert [found["workload"] for found in saved["results"]] == ["good", "half", "last"]
+    assert saved["left_out"] == {"bad": "bad: failed: OSError: no space", "last": "last", "never": "never"}
+    assert saved["repetitions"] == 9
+    assert "no space" in capsys.readouterr().err
+
+
+def test_json_has_a_result_a_line_and_six_digits(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    values = {"threads": None, "empty": {}, "results": [{"cost": 1.23456789e-6, "of": [1 / 3]}, {"cost": 2}]}
+    write_json(path, values)
+    assert path.read_text().splitlines()[3:6] == [
+        '"results": [',
+        '{"cost": 1.23457e-06, "of": [0.333333]},',
+        '{"cost": 2}',
+    ]
+    assert list(json.loads(path.read_text())) == list(values)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def raced(limit_costs: list[float], tmp_path: Path, **more: Any) -> Result:
+    costs = iter([1.0, 1.0, *limit_costs])  # the first of each is a warm-up
+    bench = Bench(tmp_path, show=lambda result: None, repetitions=5, **more)
+    bench.race("race", Contender("limit", lambda: next(costs, 1.0)), Contender("ours", lambda: 1.0, at_most(2.0)))
+    return bench.results[0]
+
+
+def test_a_race_goes_on_until_five_rounds_are_kept_and_is_marked_if_they_never_are(tmp_path: Path) -> None:
+    calm = raced([1.0, 9.0, 9.0, 1.0], tmp_path, patience_s=1e9)
+    assert (calm.rounds, calm.thrown_away, calm.verdict) == (5, 2, "ok")
+    slow = raced([1.0, 9.0] * 3, tmp_path, patience_s=0.0)  # no more rounds, whether it held still or not
+    assert (slow.rounds + slow.thrown_away, slow.is_steady) == (5, False)
+    wild = raced([1.0, 9.0] * 50, tmp_path)
+    assert (wild.rounds, wild.is_steady, wild.null_holds) == (15, False, False)
+
+
+def reported(directory: Path, results: list[Result], **more: Any) -> str:
+    """The report of a run in JSON as it was written before there was `is_steady`."""
+    report = imported("report")
+    path = directory / "2026-01-02.json"
+    about = {"system": "Linux", "processors": 2, "filesystem": "ext4", "python": "3.11", "load": [0], "load_after": [1]}
+    values = [asdict(one) for one in results]
+    for value in values:
+        if value["is_steady"]:
+            del value["is_steady"]
+    empty: dict[str, Any] = {key: {} for key in ("systems", "missing", "absent", "latencies", "notes")}
+    path.write_text(json.dumps(empty | {"machine": about, "targets": [], "results": values} | more))
+    (written,) = report.write_report(path)
+    text: str = written.read_text()
+    return text
+
+
+def test_a_report_deletes_the_plots_of_the_report_before_and_no_other_picture(tmp_path: Path) -> None:
+    (tmp_path / "holiday.png").write_text("mine")
+    reported(tmp_path, [result("append", 1.5, contender="tensorblob")])
+    assert {path.name for path in tmp_path.glob("*.png")} == {"holiday.png", "append.png"}
+    reported(tmp_path, [result("scan", 1.5, contender="tensorblob")])
+    assert {path.name for path in tmp_path.glob("*.png")} == {"holiday.png", "scan.png"}
+
+
+def test_at_a_glance_has_both_ends_of_a_curve_the_earlier_version_and_marks(tmp_path: Path) -> None:
+    curve = [
+        result("open", ratio * size, contender=name, size=size, axis="blocks", is_steady=size != 1_000)
+        for name, ratio in (("tensorblob", 2.0), ("tensorblob 0.3.0", 1.0))
+        for size in (10, 100, 1_000)
+    ]
+    text = reported(tmp_path, curve, left_out={"row": "`live.py`: cursor: failed: OSError: gone"})
+    glance = [line for line in text.splitlines() if line.startswith("| open (")]
+    assert ["tensorblob 0.3.0" in line for line in glance] == [True, True]
+    assert [line.split(" | ")[0] + line.split(" | ")[3] for line in glance] == [
+        "| open (10)0.50",
+        "| open (1,000)0.50?",
+    ]
+    assert "| tensorblob 0.3.0 | 1,000 | 1000 s | 1000.00 | 1? |" in text
+    assert "tensorblob 0.3.0 is ahead (blocks: 10, 100, 1,000)" in text
+    assert "fewer than 5 rounds" in text
+    assert "- `live.py`: cursor: failed: OSError: gone" in text
+
+
+def test_growth_in_the_last_decade_only_is_said(tmp_path: Path) -> None:
+    def curve(*costs: float) -> list[Result]:
+        sizes = (10, 100, 1_000, 10_000)
+        return [
+            result("x", cost, contender="tensorblob", cost=Spread.of([cost]), size=size)
+            for size, cost in zip(sizes, costs, strict=True)
+        ]
+
+    assert "a bug" not in reported(tmp_path, curve(1, 1, 1, 10))
+    assert "a bug** (+0.39, in the last decade +1.30)" in reported(tmp_path, curve(1, 1, 1, 20))
+
+
+@pytest.mark.parametrize("kind", ["it answers", "its process is gone"])
+def test_a_limit_that_fails_is_absent_with_its_reason(kind: str, tmp_path: Path) -> None:
+    compare = imported("compare")
+    finished = []
+
+    class Broken(compare.System):  # type: ignore[misc]
+        def __init__(self, key: str) -> None:
+            self.key = self.name = key
+            self.latencies_s: list[list[float]] = []
+
+        def prepare(self, job: Any, directory: Path) -> None:
+            if self.key == compare.LIMIT:
+                raise compare.Refused(self, "no space") if kind == "it answers" else compare.Missing("no space")
+
+        def repeat(self) -> float:
+            return 1.0
+
+        def finish(self) -> None:
+            finished.append(self.key)
+            raise compare.Refused(self, "is gone")
+
+    bench = Bench(tmp_path, show=lambda result: None)
+    systems = {key: Broken(key) for key in (compare.LIMIT, "lmdb")}
+    absent, latencies = compare.measure(bench, workloads(quick=True)["open-rows"], systems)
+    assert absent[compare.LIMIT] == "from 1,000 rows on: no space"
+    assert (bench.results, latencies, "lmdb" in finished) == ([], {}, True)
 
 
 def imported(name: str) -> Any:

@@ -340,12 +340,13 @@ def _consume_with_a_helper(connection: Connection, path: Path) -> None:
     cursor.close()
     try:
         cursors.Cursor(dir_fd, "c").close()
-        connection.send("free")
+        found = "free"
     except tb.CursorBusy:
-        connection.send("busy")
+        found = "busy"
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+    connection.send(found)  # last: who hears it may kill this process, and would leave the child behind
 
 
 def test_a_cursor_that_was_closed_is_free_though_a_forked_child_lives_on(tmp_path: Path) -> None:

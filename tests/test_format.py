@@ -254,6 +254,47 @@ def test_records_after_a_line_that_lost_its_end_are_found() -> None:
         assert found == LOG_EDITS[index + 1 :]
 
 
+@pytest.mark.parametrize(
+    "text", ["00000000 [", "00000000 [[", '00000000 [["grow"', '00000000 [ [\t"grow', "00000000 [[\\", "00000000 []"]
+)
+def test_a_record_that_speaks_of_records_is_found_after_a_hole(text: str) -> None:
+    """What looks like the beginning of a record hides none that it is in, and none behind it."""
+    edits: list[ops.Edit] = [
+        (ops.Note(0, 1, {text: [text, text, {"grow": text}, "grow"]}), ops.Key(text, 1, 0, 1), ops.Metadata({text: 1})),
+        (ops.Key("grow", 2, 1, 1), ops.Metadata({"": text})),
+    ]
+    log = log_of([GROW, *edits, GROW], SEED)
+    stops = [record.stop for record in decode_log(log, SEED, 0)]
+    for start in range(stops[0]):
+        found = [
+            record.edit for record in format.find_later_records(bytes(stops[0] - start) + log[stops[0] :], SEED, start)
+        ]
+        assert found == [*edits, GROW]
+    damaged = bytearray(log)
+    damaged[stops[1] - 1] ^= 1
+    found = [record.edit for record in format.find_later_records(bytes(damaged[stops[0] :]), SEED, stops[0])]
+    assert found == [edits[1], GROW]
+
+
+@pytest.mark.parametrize(
+    "start", [b"00000000 [", b'00000000 [["grow"', b'00000000 [["grow",[[1,2]]]]\n', b"00000000", b"\n"]
+)
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_looking_for_later_records_checksums_no_byte_twice(
+    start: bytes, end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, nbytes = b"x" + start * 1000 + end, 0
+
+    def counted(crc: int, data: bytes) -> int:
+        nonlocal nbytes
+        nbytes += len(data) - 8  # without the offset
+        return crc32c(data, crc)
+
+    monkeypatch.setattr(format, "crc32c", counted)
+    assert not list(format.find_later_records(data, SEED, 0))
+    assert nbytes <= len(data)
+
+
 def sign(text: bytes, offset: int = 0) -> bytes:
     """A line with the right checksum."""
     prefix = bytes.fromhex(UUID) + (1).to_bytes(8, "little") + offset.to_bytes(8, "little")

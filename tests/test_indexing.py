@@ -247,6 +247,18 @@ def test_one_index_out_of_bounds_spoils_many(case: Case, data: st.DataObject) ->
             blob.gather(form(pick), out=out)
 
 
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1])
+def test_an_index_that_only_uint64_holds_is_out_of_bounds_and_not_negative(case: Case, number: int) -> None:
+    blob, expected = case
+    out = torch.zeros(2, *expected.shape[1:], dtype=expected.dtype)
+    for index in (torch.tensor([0, number], dtype=torch.uint64), np.array([0, number], dtype=np.uint64)):
+        with pytest.raises(IndexError, match=rf"Index out of bounds \(length: {len(expected)}\)"):
+            blob[index]
+        with pytest.raises(IndexError):
+            blob.gather(index, out=out)
+    assert same(blob[torch.tensor([1, 0], dtype=torch.uint64)], expected[[1, 0]])
+
+
 @modest
 @given(data=st.data())
 def test_reading_on_and_iterating_from_anywhere(case: Case, data: st.DataObject) -> None:

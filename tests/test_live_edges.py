@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import math
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,20 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from live_support import Disk, copies, create_ints, held_up, ints, limited, some_turns, stored_ints, until, write_ints
+from live_support import (
+    Disk,
+    copies,
+    create_ints,
+    held_up,
+    ints,
+    limited,
+    open_files,
+    outcome,
+    some_turns,
+    stored_ints,
+    until,
+    write_ints,
+)
 
 import tensorblob as tb
 from tensorblob import async_writer, cursors, files, writer
@@ -102,6 +117,46 @@ async def test_a_transaction_takes_rows_inside_its_block_only(tmp_path: Path) ->
         assert writer.rows == 2
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.anyio
+@limited
+async def test_an_accepted_append_does_not_get_into_another_tasks_transaction(shared: bool, tmp_path: Path) -> None:
+    path = tmp_path / "x.blob"
+    async with write_ints(path, shared=shared) as writer:
+        writer.append_nowait(ints(0, 5))
+        with contextlib.suppress(KeyError), writer.blob.transaction():
+            await some_turns()
+            assert writer.statistics().commits == 0, "it waits for the end of the transaction"
+            writer.blob.write(ints(70, 80))
+            raise KeyError
+        await writer.flush()
+        assert writer.statistics().commits == 1
+    assert stored_ints(path) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.anyio
+@limited
+async def test_what_would_wait_for_the_end_of_ones_own_transaction_is_refused(tmp_path: Path) -> None:
+    async with (
+        write_ints(tmp_path / "x.blob") as writer,
+        tb.open_producer(create_ints(tmp_path / "y.blob")) as producer,
+    ):
+        await producer.append(ints(0, 2))
+        acts: list[tuple[tb.TensorBlob, Callable[[], Any]]] = [
+            (writer.blob, writer.flush),
+            (writer.blob, writer.finish),
+            (producer.blob, producer.commit),
+        ]
+        for blob, act in acts:
+            with blob.transaction():
+                blob.write(ints(0, 1))
+                with pytest.raises(RuntimeError, match="inside a transaction"):
+                    await act()
+        await writer.finish()
+        assert await producer.commit() == range(1, 3)
+        assert writer.rows == 2
+
+
 @pytest.mark.anyio
 @limited
 async def test_another_threads_event_loop_is_refused_and_disturbs_nobody(tmp_path: Path) -> None:
@@ -113,6 +168,77 @@ async def test_another_threads_event_loop_is_refused_and_disturbs_nobody(tmp_pat
 
         await anyio.to_thread.run_sync(elsewhere)
         assert await writer.append(ints(0, 1)) == range(1)
+
+
+@pytest.mark.anyio
+@limited
+async def test_a_producer_that_waits_for_a_consumer_lets_go_of_a_descriptor_that_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tensorblob.flow.POLL_S", math.inf)
+    path = tmp_path / "x.blob"
+    outcomes: list[Any] = []
+    async with anyio.create_task_group() as tasks:
+        async with write_ints(path, consumers=["c"], max_lag_rows=1) as writer:
+            await writer.append(ints(0, 5))
+            tasks.start_soon(outcome, writer.append(ints(5, 6)), outcomes)
+            await until(lambda: writer.statistics().waiting_producers)
+            await some_turns()
+            assert writer._gate._bell is not None
+            number = writer._gate._bell.fileno()
+        one, two = socket.socketpair()
+        with one, two:
+            assert fcntl.fcntl(one, fcntl.F_DUPFD, number) == number, "it is free"
+            two.send(b"x")
+            try:
+                await anyio.wait_readable(number)
+            finally:
+                os.close(number)
+    assert [type(error) for error in outcomes] == [tb.BlobClosed]
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.anyio
+@limited
+async def test_staged_blocks_that_are_full_cost_no_descriptors(
+    durability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def sync_file(fd: int, what: str) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(files, "sync_file", sync_file)
+    path = create_ints(tmp_path / "x.blob", block_rows=512)
+    async with tb.open_producer(path, durability=durability) as producer:
+        before = len(open_files())
+        for start in range(0, 100 * 512, 256):
+            await producer.append(ints(start, start + 256))
+        await producer.append(ints(100 * 512, 300 * 512 + 1))
+        assert len(open_files()) - before <= 3
+        rows = await producer.commit()
+        assert rows == range(300 * 512 + 1)
+    blocks = [os.fspath(block) for block in (path / "blocks" / "data").iterdir()]
+    assert len(blocks) == 301 and set(blocks) <= set(synced)
+    assert stored_ints(path) == [*rows]
+
+
+@pytest.mark.parametrize("count", [100, 512, 600])
+@pytest.mark.anyio
+@limited
+async def test_an_append_that_fails_blocks_later_leaves_what_was_staged_before(
+    count: int, tmp_path: Path, disk: Disk
+) -> None:
+    path, rows = create_ints(tmp_path / "x.blob", block_rows=512), range(1 << 17)
+    async with tb.open_producer(path) as producer:
+        await producer.append(ints(0, count))
+        disk.fail("-4", lambda: OSError(errno.EIO, "I/O error"))
+        with pytest.raises(OSError):
+            await producer.append(ints(count, rows.stop))
+        assert disk.has_failed and producer.staged_rows == count
+        await producer.append(ints(count, rows.stop))
+        assert await producer.commit() == rows
+    assert stored_ints(path) == [*rows]
 
 
 # ---- asyncio's own cancellation goes through anyio's shields
@@ -524,3 +650,27 @@ async def test_a_flush_in_a_turn_does_not_wait_for_a_flush_that_waits_for_the_tu
         await anyio.to_thread.run_sync(flush.join)
         blob.flush()
         assert blob.durable_rows == 1
+
+
+def test_an_event_loop_ends_while_a_commit_waits_for_a_transaction_of_its_own(tmp_path: Path) -> None:
+    path = create_ints(tmp_path / "x.blob")
+    tasks = []  # so that nobody collects it
+
+    async def serve(is_open: asyncio.Event) -> None:
+        async with write_ints(path) as writer:
+            writer.append_nowait(ints(0, 3))
+            with writer.blob.transaction():
+                await until(lambda: writer._group)  # which a thread is to commit
+                is_open.set()
+                await asyncio.Event().wait()
+
+    async def main() -> None:
+        is_open = asyncio.Event()
+        tasks.append(asyncio.create_task(serve(is_open)))
+        await is_open.wait()
+        for task in asyncio.all_tasks():
+            if "_commit_all" in repr(task):
+                task.cancel()  # before the transaction, as may happen when the loop cancels all
+
+    asyncio.run(main())
+    assert stored_ints(path) == [0, 1, 2]

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import pickle
+import resource
 import shutil
 import sys
 import threading
@@ -1041,3 +1042,183 @@ async def test_whoever_would_create_a_blob_without_saying_of_what_is_told_so(tmp
             async with opening:
                 pass
     assert not (tmp_path / "x.blob").exists()
+
+
+# ---- a second review: durability, pins of those who read by a writer, views of rows that were taken back
+
+
+def test_rows_that_fill_a_block_while_it_is_synced_are_not_taken_for_durable(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block is closed at once, for want of descriptors; that its last rows have to be synced is not forgotten."""
+    monkeypatch.setattr("tensorblob.blocks.MAX_OPEN", 1)
+    synced: dict[str, int] = {}
+    sync_file = files.sync_file
+    with tb.TensorBlob.open(path, "r+") as blob:
+        blob.seek(0, os.SEEK_END)
+        assert blob._writer is not None
+        tail = blob._writer._growths[0].tail
+        assert tail is not None and tail.rows == 2, "of four"
+        blob.write(rows(10))
+        is_written = False
+
+        def sync(fd: int, what: str) -> None:
+            nonlocal is_written
+            size = os.fstat(fd).st_size
+            sync_file(fd, what)
+            synced[os.path.basename(what)] = size
+            if what == tail.path and not is_written:
+                is_written = True
+                blob.write(rows(11))
+                blob.write(rows(12, 13))
+
+        monkeypatch.setattr(files, "sync_file", sync)
+        blob.flush()
+        assert is_written and blob.durable_rows == 11
+        blob.flush()
+        assert blob.durable_rows == blob.rows == 14
+        assert synced[tail.id] == 4 * ROW_NBYTES
+
+
+@pytest.mark.parametrize("options", [{}, {"io": "pread"}, {"max_cached_blocks": 1}], ids=["map", "pread", "cached"])
+@pytest.mark.parametrize("how", ["trim", "compact", "close"])
+def test_who_reads_by_a_shared_writer_keeps_its_rows_whatever_peers_remove(
+    path: Path, how: str, options: dict[str, Any]
+) -> None:
+    with tb.TensorBlob.open(path, "a+", shared=True, **options) as blob:
+        held = blob.held()
+        with tb.TensorBlob.open(path, "a", shared=True) as peer:
+            peer.trim(6)
+            if how == "compact":
+                peer.compact()
+            if how == "close":
+                peer.write(rows(10))
+        assert numbers(blob[:]) == list(range(10)) and numbers(held[:4]) == [0, 1, 2, 3]
+        blob.refresh()
+        assert numbers(blob[:4]) == [6, 7, 8, 9] and numbers(held[:4]) == [0, 1, 2, 3]
+        del held
+    assert len(list(path.glob("manifest.*"))) <= 2
+
+
+@pytest.mark.parametrize("io", ["map", "pread"])
+def test_rows_that_are_held_of_a_writer_stay_through_its_own_changes_and_no_longer(path: Path, io: str) -> None:
+    with tb.TensorBlob.open(path, "r+", io=io) as blob:
+        held = blob.held()
+        blob.write(rows(*range(100, 110)))
+        blob.compact()
+        assert numbers(held[:]) == list(range(10)) and numbers(blob[:]) == list(range(100, 110))
+        held = blob.held()  # of the generation that this writer has begun
+        blob.seek(0)
+        blob.write(rows(*range(200, 210)))
+        blob.compact()
+        assert numbers(held[:]) == list(range(100, 110)) and numbers(blob[:]) == list(range(200, 210))
+        before = set(os.listdir(path / "blocks" / "data"))
+        del held
+        blob.trim(1)
+        blob.compact()
+        assert before - set(os.listdir(path / "blocks" / "data")), "who reads on keeps nothing that is older"
+        assert len(list(path.glob("manifest.*"))) == 1
+
+
+def test_a_flush_ends_well_though_its_process_has_followed_a_peer_to_another_generation(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync_file, is_followed = files.sync_file, False
+    with tb.TensorBlob.open(path, "a", shared=True) as blob, tb.TensorBlob.open(path, "a", shared=True) as peer:
+        blob.write(rows(10))
+
+        def sync(fd: int, what: str) -> None:
+            nonlocal is_followed
+            if not is_followed:
+                is_followed = True
+                peer.trim(6)
+                peer.compact()
+                blob.write(rows(11))  # as another thread would: it goes on in the peer's generation
+            os.fstat(fd)  # which an open file has
+            sync_file(fd, what)
+
+        monkeypatch.setattr(files, "sync_file", sync)
+        blob.flush()
+        assert is_followed
+        monkeypatch.undo()
+        blob.flush()
+        assert blob.durable_rows == blob.rows == 12
+    assert tb.verify(path).ok
+
+
+class _TakenBack(Exception):
+    pass
+
+
+def test_a_view_of_rows_that_were_taken_back_outlives_them(path: Path) -> None:
+    with tb.TensorBlob.open(path, "r+") as blob:
+        more = create(path.parent / "more.blob", 4)
+        with pytest.raises(_TakenBack), blob.transaction():
+            blob.seek(0, os.SEEK_END)
+            blob.write(rows(10, 11))
+            view = blob.view(8, 12)
+            raise _TakenBack
+        assert numbers(blob.view(8, 10)) == [8, 9]
+        blob.extend(more)  # which seals the tail where it is committed
+        assert numbers(blob.view(0, 4)) == [0, 1, 2, 3]
+        assert numbers(view)[:2] == [8, 9]  # and the other two can be looked at, whatever they are
+        assert view.sum() is not None
+
+
+def test_what_was_scribbled_on_rows_that_were_taken_back_is_not_shown_as_committed(tmp_path: Path) -> None:
+    with tb.TensorBlob.open(tmp_path / "x.blob", "w+", dtype="int64", shape=()) as blob:
+        blob.write(torch.arange(1000))
+        with pytest.raises(_TakenBack), blob.transaction():
+            blob.write(torch.arange(50_000))
+            blob.view(1000, 51_000).fill_(-7)
+            raise _TakenBack
+        blob.write(torch.arange(50_000))
+        assert torch.equal(blob.view(1000, 51_000), torch.arange(50_000))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [lambda b: b[0], lambda b: b[2:], lambda b: b[[3, 1]], lambda b: b.view(), lambda b: b.held()[1]],
+    ids=["row", "slice", "gather", "view", "held"],
+)
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_who_reads_while_another_thread_closes_the_handle_hears_that_it_is_closed(
+    path: Path, mode: str, read: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = tb.TensorBlob.open(path, mode)
+    open_block = memory.open_block
+
+    def open_late(*arguments: Any) -> int:
+        blob.close()
+        return open_block(*arguments)
+
+    for module in ("memory", "columns"):
+        monkeypatch.setattr(f"tensorblob.{module}.open_block", open_late)
+    with pytest.raises(tb.BlobClosed):
+        read(blob)
+
+
+def _write_many_fields(path: Path) -> int:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    fields = {f"f{number:03}": "int64" for number in range(160)}
+    with tb.TensorBlob.open(path, "w", schema=fields) as blob:
+        blob.write({name: torch.arange(5) for name in fields})
+        blob.flush()
+        return blob.durable_rows
+
+
+def test_a_flush_needs_no_second_descriptor_for_each_of_very_many_files(tmp_path: Path) -> None:
+    assert elsewhere(_write_many_fields, tmp_path / "x.blob") == 5
+
+
+def test_rows_of_an_open_transaction_are_not_left_out_in_silence(path: Path, tmp_path: Path) -> None:
+    with tb.TensorBlob.open(path, "r+") as blob, tb.TensorBlob.open(create(tmp_path / "y.blob", 1), "a") as other:
+        with blob.transaction():
+            blob.seek(0, os.SEEK_END)
+            blob.write(rows(10))
+            for take in (lambda: blob.copy(tmp_path / "z.blob"), lambda: other.extend(blob), lambda: blob.extend(blob)):
+                with pytest.raises(RuntimeError, match="inside a transaction"):
+                    take()
+        other.extend(blob)
+        assert len(other) == 12 and len(blob) == 11
+    assert not (tmp_path / "z.blob").exists()

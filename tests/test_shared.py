@@ -484,7 +484,7 @@ def test_a_staged_commit_is_synced_before_its_turn(tmp_path: Path, monkeypatch: 
 
 def test_a_writer_that_slept_through_two_generations_goes_on_in_the_newest(tmp_path: Path) -> None:
     path = create(tmp_path / "x.blob", 1)
-    with tb.TensorBlob.open(path, "a+", shared=True) as sleeper, tb.TensorBlob.open(path, "a+", shared=True) as other:
+    with tb.TensorBlob.open(path, "a", shared=True) as sleeper, tb.TensorBlob.open(path, "a+", shared=True) as other:
         sleeper.write(rows(1))
         assert other._writer is not None
         for number in (2, 3, 4):
@@ -495,7 +495,7 @@ def test_a_writer_that_slept_through_two_generations_goes_on_in_the_newest(tmp_p
         assert len(list(path.glob("manifest.*"))) == 1
         sleeper.write(rows(5))
         other.write(rows(6))
-        assert numbers(sleeper[:]) == numbers(other[:])[:-1] == [0, 1, 2, 3, 4, 5]  # type: ignore[arg-type]
+        assert numbers(other[:]) == [0, 1, 2, 3, 4, 5, 6]  # type: ignore[arg-type]
     assert stored(path) == [0, 1, 2, 3, 4, 5, 6]
 
 

@@ -18,9 +18,10 @@ And where the library has a way of its own, also
 
     Writer.overwrite(first_row, rows)     change rows that are there; one array
     Writer.extend(path)                   append all rows of another store of its kind (else they are read and appended)
-    Writer.append_concurrently(rows)      an append that many threads may be in at once (else they take turns at a lock)
+    Writer.append_concurrently(rows)      an append that many threads may be in at once (see `work.Threads`)
     class Ring                            a Writer of one array that keeps the newest `capacity_rows` rows
-    class Producers                       many appends at once, where threads are not its way (see `work.Threads`)
+    class Producers                       many appends at once, where it has an asynchronous one (else see `work.Tasks`)
+    class RandomDiskReader                a Reader opened as it recommends for random rows of more than memory holds
     def writer_of_blocks(path, fields, block_rows)     a Writer whose blocks, a file each, hold so many rows
 """
 

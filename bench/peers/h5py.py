@@ -15,22 +15,22 @@ from .contract import Fields, Rows, Seen, columns_of, is_one_array, look_all_the
 NAME = "h5py (SWMR)"
 PACKAGES = ("h5py",)
 HOW = (
-    "`libver='latest'`, `swmr_mode`, a resizable dataset a field in chunks of about 128 KiB of whole rows, no filter; "
-    "`resize`, assign, `flush`, by which SWMR readers see it; sync: `fsync` of the file. Batches: sorted unique indices, "
-    "as h5py asks."
+    "`libver='latest'`, `swmr_mode`, a resizable dataset a field in chunks of at most 128 KiB and a power of two rows, no "
+    "filter; `resize`, assign, `flush`, by which SWMR readers see it; sync: `fdatasync` of the file. Readers have no chunk "
+    "cache, so that a row is read without its chunk. Batches: large rows one by one, small ones by sorted unique indices."
 )
 GIVES_UP = "one commit for several fields, rows that are views; after a crash a flag may have to be cleared by a tool."
 CHUNK_NBYTES = 128 << 10
+LARGE_ROW_NBYTES = 1 << 10  # those are sooner read one by one: indices cost more than calls from there on
 
 
 class Writer:
     def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
         self.file = h5py.File(path, "w", libver="latest")
         for name, (dtype, shape) in fields.items():
-            chunk_rows = max(1, CHUNK_NBYTES // (np.dtype(dtype).itemsize * int(np.prod(shape))))
-            self.file.create_dataset(
-                name, (0, *shape), dtype, maxshape=(None, *shape), chunks=(min(chunk_rows, 4096), *shape)
-            )
+            fit = min(4096, max(1, CHUNK_NBYTES // (np.dtype(dtype).itemsize * int(np.prod(shape)))))
+            chunk_rows = 1 << (fit.bit_length() - 1)
+            self.file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=(chunk_rows, *shape))
         self.file.swmr_mode = True
         self.datasets, self.rows = {name: self.file[name] for name in fields}, 0
         self.sync_fd = self.file.id.get_vfd_handle() if sync else None
@@ -43,7 +43,7 @@ class Writer:
             dataset.flush()
         self.rows = stop
         if self.sync_fd is not None:
-            os.fsync(self.sync_fd)
+            os.fdatasync(self.sync_fd)
 
     def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
         self.datasets["rows"][first_row : first_row + len(rows)] = rows.numpy()
@@ -55,7 +55,7 @@ class Writer:
 
 class Reader:
     def __init__(self, path: Path, fields: Fields) -> None:
-        self.file = h5py.File(path, "r", libver="latest", swmr=True)
+        self.file = h5py.File(path, "r", libver="latest", swmr=True, rdcc_nbytes=0)
         self.datasets = {name: self.file[name] for name in fields}
         self.one = self.datasets["rows"] if is_one_array(fields) else None
 
@@ -65,9 +65,18 @@ class Reader:
         return {name: torch.from_numpy(np.asarray(dataset[index])) for name, dataset in self.datasets.items()}
 
     def batch(self, indices: torch.Tensor) -> Rows:
-        unique, inverse = np.unique(indices.numpy(), return_inverse=True)
-        columns = {name: torch.from_numpy(dataset[unique][inverse]) for name, dataset in self.datasets.items()}
+        columns = {name: torch.from_numpy(self._picked(dataset, indices)) for name, dataset in self.datasets.items()}
         return columns["rows"] if self.one is not None else columns
+
+    def _picked(self, dataset: h5py.Dataset, indices: torch.Tensor) -> np.ndarray:
+        row_shape = dataset.shape[1:]
+        if dataset.dtype.itemsize * np.prod(row_shape) < LARGE_ROW_NBYTES:
+            unique, inverse = np.unique(indices.numpy(), return_inverse=True)
+            return dataset[unique][inverse]
+        rows = np.empty((len(indices), *row_shape), dataset.dtype)
+        for row, index in zip(rows, indices.tolist(), strict=True):
+            row[...] = dataset[index]
+        return rows
 
     def chunks(self, chunk_rows: int) -> Iterator[torch.Tensor]:
         for start in range(0, len(self.one), chunk_rows):
@@ -78,7 +87,7 @@ class Reader:
 
 
 def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
-    with h5py.File(path, "r", libver="latest", swmr=True) as file:
+    with h5py.File(path, "r", libver="latest", swmr=True, rdcc_nbytes=0) as file:
         dataset = file["rows"]
 
         def count_rows() -> int:

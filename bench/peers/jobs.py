@@ -100,13 +100,13 @@ def workloads(quick: bool) -> dict[str, Workload]:
     pwrite, synced, select = "os.pwrite", "os.pwrite + fdatasync", "index_select in memory"
     one_loop, one_synced_loop = "os.pwrite, one loop", "os.pwrite + fdatasync, one loop"
 
-    not_opened = {
-        "redis": "a server, which loads its data when it starts",
-        "torchrl": "has no opening: `loads` copies all of it",
-    }
-    no_commits = not_opened | {"tensordict": "its commits leave no trace: a number is overwritten"}
+    not_opened = {"redis": "a server, which loads its data when it starts"}
+    no_commits = not_opened | dict.fromkeys(
+        ("tensordict", "torchrl"), "its appends leave no trace but the number of rows, which is overwritten"
+    )
     no_blocks = not_opened | dict.fromkeys(
-        ("mmap_ninja", "tensordict", "lmdb", "h5py", "lance", "zarr"), "its rows are not in blocks of a file each"
+        ("mmap_ninja", "tensordict", "torchrl", "lmdb", "h5py", "lance", "zarr"),
+        "its rows are not in blocks of a file each",
     )
     reopened = "a reader opens it anew to see more, and may find a file that is just being rewritten"
     not_looked = dict.fromkeys(("mmap_ninja", "published", "zarr"), reopened)
@@ -118,10 +118,7 @@ def workloads(quick: bool) -> dict[str, Workload]:
     no_ring = dict.fromkeys(
         ("published", "mmap_ninja", "tensordict", "h5py", "lance", "zarr"), "no call that drops the oldest rows"
     )
-    in_memory = {
-        "redis": "all rows are in the server's memory: nothing is read from the disk",
-        "torchrl": "`loads` reads all of it before the first batch",
-    }
+    in_memory = {"redis": "all rows are in the server's memory: nothing is read from the disk"}
 
     def job(kind: str, fields: Fields, rows: int = 0, batch_rows: int = 1, **more: Any) -> Job:
         return Job(kind, fields, rows, batch_rows, **({"budget_s": budget_s, "prepare_s": prepare_s} | more))

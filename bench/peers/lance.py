@@ -10,27 +10,31 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .contract import Fields, Seen, look_all_the_time, one_array, refuse_sync
+from .contract import Fields, Rows, Seen, columns_of, is_one_array, look_all_the_time, refuse_sync
 
 NAME = "Lance"
 PACKAGES = ("pylance", "pyarrow")
 HOW = (
-    "Rows as a fixed-size list; `lance.write_dataset(mode='append')`, a version an append, without a sync; merging is the "
-    "same call, given the other dataset. Reads: `take`, `to_batches`; Arrow's memory is handed to torch without a copy."
+    "A table of a column a field, each a fixed-size list (bool as uint8, which Arrow would pack); `lance.write_dataset("
+    "mode='append')`, a version an append, without a sync; merging is the same call, given the other dataset. Reads: "
+    "`take`, `to_batches`; Arrow's memory is handed to torch without a copy."
 )
 GIVES_UP = "small appends: each makes files and a version, which are compacted later; a sync of what was committed."
+
+
+def list_of(rows: torch.Tensor) -> pa.FixedSizeListArray:
+    values = (rows.view(torch.uint8) if rows.dtype == torch.bool else rows).numpy().reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), int(np.prod(rows.shape[1:])))
 
 
 class Writer:
     def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
         refuse_sync(sync, "on local files `write_dataset` writes and renames, and never syncs")
-        _, self.shape = one_array(fields)
         self.path = str(path)
         self.dataset: lance.LanceDataset | None = None
 
-    def append(self, rows: torch.Tensor) -> None:
-        values = pa.array(rows.numpy().reshape(-1))
-        self._write(pa.table({"rows": pa.FixedSizeListArray.from_arrays(values, int(np.prod(self.shape)))}))
+    def append(self, rows: Rows) -> None:
+        self._write(pa.table({name: list_of(column) for name, column in columns_of(rows).items()}))
 
     def extend(self, path: Path) -> None:
         self._write(lance.dataset(str(path)))
@@ -47,34 +51,38 @@ class Writer:
 
 class Reader:
     def __init__(self, path: Path, fields: Fields) -> None:
-        self.shape = fields["rows"][1]
+        self.fields, self.one = fields, is_one_array(fields)
         self.dataset = lance.dataset(str(path))
 
-    def _tensor(self, column: pa.FixedSizeListArray) -> torch.Tensor:
-        return torch.from_dlpack(column.flatten()).view(-1, *self.shape)
+    def _tensor(self, name: str, column: pa.FixedSizeListArray) -> torch.Tensor:
+        dtype, shape = self.fields[name]
+        return torch.from_dlpack(column.flatten()).view(getattr(torch, dtype)).view(-1, *shape)
 
-    def row(self, index: int) -> torch.Tensor:
-        return self._tensor(self.dataset.take([index])["rows"].combine_chunks())[0]
+    def _take(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        table = self.dataset.take(indices)
+        return {name: self._tensor(name, table[name].combine_chunks()) for name in self.fields}
 
-    def batch(self, indices: torch.Tensor) -> torch.Tensor:
-        return self._tensor(self.dataset.take(indices.tolist())["rows"].combine_chunks())
+    def row(self, index: int) -> Rows:
+        row = {name: column[0] for name, column in self._take([index]).items()}
+        return row["rows"] if self.one else row
+
+    def batch(self, indices: torch.Tensor) -> Rows:
+        rows = self._take(indices.tolist())
+        return rows["rows"] if self.one else rows
 
     def chunks(self, chunk_rows: int) -> Iterator[torch.Tensor]:
         for batch in self.dataset.to_batches(batch_size=chunk_rows):
-            yield self._tensor(batch["rows"])
+            yield self._tensor("rows", batch["rows"])
 
     def close(self) -> None:
         del self.dataset
 
 
 def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:
-    dataset = lance.dataset(str(path))
+    reader = Reader(path, fields)
 
     def count_rows() -> int:
-        dataset.checkout_latest()
-        return dataset.count_rows()
+        reader.dataset.checkout_latest()
+        return reader.dataset.count_rows()
 
-    def row(index: int) -> torch.Tensor:
-        return torch.from_dlpack(dataset.take([index])["rows"].combine_chunks().flatten())
-
-    look_all_the_time(count_rows, row, ready, seen)
+    look_all_the_time(count_rows, reader.row, ready, seen)

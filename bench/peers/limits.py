@@ -31,10 +31,10 @@ class Writer:
         self.path = path
         self.sync, self.columns, self.offsets = sync, {}, dict.fromkeys(fields, 0)
         for name, (dtype, shape) in fields.items():
-            nbytes = torch.empty(shape, dtype=getattr(torch, dtype)).nbytes
+            self.row_nbytes = torch.empty(shape, dtype=getattr(torch, dtype)).nbytes  # of the last column, in the end
             self.columns[name] = os.open(path / name, os.O_CREAT | os.O_RDWR)
-            libc.fallocate(self.columns[name], FALLOC_FL_KEEP_SIZE, 0, capacity_rows * nbytes)
-        self.nbytes = capacity_rows * nbytes  # of the last column
+            libc.fallocate(self.columns[name], FALLOC_FL_KEEP_SIZE, 0, capacity_rows * self.row_nbytes)
+        self.nbytes = capacity_rows * self.row_nbytes
         if is_one_array(fields) and not sync:
             self.fd, self.offset = self.columns["rows"], 0
             self.append = self._append_one
@@ -50,7 +50,7 @@ class Writer:
                 os.fdatasync(fd)
 
     def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
-        os.pwrite(self.fd, rows.numpy(), first_row * rows[0].nbytes)
+        os.pwrite(self.fd, rows.numpy(), first_row * self.row_nbytes)
 
     def extend(self, path: Path) -> None:
         shutil.copyfile(path / "rows", self.path / "rows")
@@ -129,14 +129,19 @@ class DiskReader:
         os.close(self.fd)
 
 
-def open_and_read_last(path: Path, fields: Fields, index: int) -> bytes:
-    """What opening is held against: the system's own open, read of one row, close."""
+def opening(path: Path, fields: Fields, index: int) -> Callable[[Path], bytes]:
+    """What opening is held against: the system's own open, read of one row, close. All else is worked out beforehand."""
     dtype, shape = fields["rows"]
     nbytes = torch.empty(shape, dtype=getattr(torch, dtype)).nbytes
-    fd = os.open(path / "rows", os.O_RDONLY)
-    data = os.pread(fd, nbytes, index * nbytes)
-    os.close(fd)
-    return data
+    file, offset = str(path / "rows"), index * nbytes
+
+    def open_and_read(_: Path) -> bytes:
+        fd = os.open(file, os.O_RDONLY)
+        data = os.pread(fd, nbytes, offset)
+        os.close(fd)
+        return data
+
+    return open_and_read
 
 
 def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:

@@ -16,7 +16,7 @@ PACKAGES = ("lmdb",)
 HOW = (
     "Keys in order, `putmulti(append=True)`, one transaction an append (`sync=False` unless asked for). A row is one value, "
     "its fields side by side. A ring deletes the oldest keys in the same transaction. Reads: one read transaction with "
-    "`buffers=True`, `get`, `getmulti`, a cursor."
+    "`buffers=True`, `get`, `getmulti`, a cursor; `readahead=False` for random rows of more than memory holds."
 )
 GIVES_UP = "rows that lie side by side (a scan or a batch copies them one by one), growth beyond `map_size`."
 
@@ -76,8 +76,10 @@ class Ring(Writer):
 
 
 class Reader:
+    readahead = True
+
     def __init__(self, path: Path, fields: Fields) -> None:
-        self.env = lmdb.open(str(path), readonly=True)
+        self.env = lmdb.open(str(path), readonly=True, readahead=self.readahead)
         self.transaction = self.env.begin(buffers=True)
         self.record, self.fields = record_of(fields), fields
         self.one = is_one_array(fields)
@@ -111,6 +113,10 @@ class Reader:
     def close(self) -> None:
         self.transaction.abort()
         self.env.close()
+
+
+class RandomDiskReader(Reader):
+    readahead = False
 
 
 def look(path: Path, fields: Fields, ready: Callable[[], object], seen: Seen) -> None:

@@ -15,7 +15,7 @@ NAME = "mmap-ninja"
 PACKAGES = ("mmap-ninja",)
 HOW = (
     "`numpy.from_ndarray`, then `extend`, which appends to the file and rewrites the one that holds the shape; "
-    "a reader opens anew to see more. Reads: NumPy indexing of the map."
+    "a reader opens anew to see more. Overwriting: assigning to one map that is kept. Reads: NumPy indexing of the map."
 )
 GIVES_UP = "more than one array, a commit (the shape is rewritten in place), checksums, sync."
 
@@ -25,18 +25,22 @@ class Writer:
         refuse_sync(sync, "`extend` flushes to the system, it does not sync")
         one_array(fields)
         self.path, self.map = path, None
+        self.all: np.memmap | None = None
 
     def append(self, rows: torch.Tensor) -> None:
+        self.all = None
         if self.map is None:
             self.map = np_ninja.from_ndarray(self.path, rows.numpy())
         else:
             np_ninja.extend(self.map, rows.numpy())
 
     def overwrite(self, first_row: int, rows: torch.Tensor) -> None:
-        np_ninja.open_existing(self.path, mode="r+")[first_row : first_row + len(rows)] = rows.numpy()
+        if self.all is None:
+            self.all = np_ninja.open_existing(self.path, mode="r+")
+        self.all[first_row : first_row + len(rows)] = rows.numpy()
 
     def close(self) -> None:
-        del self.map
+        del self.map, self.all
 
 
 class Reader:

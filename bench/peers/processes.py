@@ -8,7 +8,7 @@ import select
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,15 @@ class System:
             self._start()
             self.introduce()
         self.latencies_s = []
+        if job.kind == "weigh":  # in a process that has done nothing else
+            self._prepare(replace(job, kind="fill"), directory)
+            self.finish()
+            self.close()
+            self._start()
+            self.introduce()
+        self._prepare(job, directory)
+
+    def _prepare(self, job: Job, directory: Path) -> None:
         self._ask({"do": "prepare", "job": asdict(job), "directory": str(directory)})
 
     def repeat(self) -> float:
@@ -119,7 +128,7 @@ class System:
             self._process.kill()
             self._process.wait()
             raise Refused(self, f"did not answer within {PATIENCE_S} s")
-        if not (line := self._process.stdout.readline()):
+        if not (line := self._process.stdout.readline()).endswith("\n"):  # cut short, or nothing at all
             raise Refused(self, f"its process ended: {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +18,18 @@ NAME = "TorchRL memmap"
 PACKAGES = ("torchrl", "tensordict", "torch")
 HOW = (
     "`ReplayBuffer(storage=LazyMemmapStorage(capacity, scratch_dir=…))` and `extend` with TensorDicts: a ring of fixed "
-    "capacity. Reads: `buffer[indices]` of one restored by `loads`; others see what `dumps` left, not the live buffer."
+    "capacity, in the folder where `dumps` looks for it, so that nothing is copied. Reads: `loads` into a storage of that "
+    "folder, which maps it, then `buffer[indices]`; others see what `dumps` left, not the live buffer."
 )
-GIVES_UP = "growth beyond its capacity, readers in other processes, a commit; after a crash there is what `dumps` left."
+GIVES_UP = (
+    "growth beyond its capacity, a commit, readers that see the live buffer: its rows are in shared files at once, how many "
+    "there are only after `dumps`, which comes when the store is closed and is in none of these times; no checksums, no sync."
+)
+
+
+def storage_in(path: Path, capacity_rows: int) -> LazyMemmapStorage:
+    """Where `dumps` and `loads` of that path need not copy."""
+    return LazyMemmapStorage(capacity_rows, scratch_dir=path / "dumped" / "storage")
 
 
 class Writer:
@@ -31,8 +38,7 @@ class Writer:
         self.path = path
         path.mkdir()
         (path / "capacity").write_text(str(capacity_rows))
-        storage = LazyMemmapStorage(capacity_rows, scratch_dir=path / "dumped" / "storage")  # where dumps need not copy
-        self.buffer = ReplayBuffer(storage=storage, batch_size=256)
+        self.buffer = ReplayBuffer(storage=storage_in(path, capacity_rows), batch_size=256)
 
     def append(self, rows: Rows) -> None:
         columns = columns_of(rows)
@@ -51,9 +57,8 @@ Ring = Writer  # its storage begins again at its first row when it is full
 
 class Reader:
     def __init__(self, path: Path, fields: Fields) -> None:
-        self.loaded = Path(tempfile.mkdtemp(prefix="loaded-", dir=path))
-        storage = LazyMemmapStorage(int((path / "capacity").read_text()), scratch_dir=self.loaded)
-        self.buffer = ReplayBuffer(storage=storage, batch_size=256)
+        capacity_rows = int((path / "capacity").read_text())
+        self.buffer = ReplayBuffer(storage=storage_in(path, capacity_rows), batch_size=256)
         self.buffer.loads(path / "dumped")
         self.one = is_one_array(fields)
 
@@ -71,4 +76,3 @@ class Reader:
 
     def close(self) -> None:
         del self.buffer
-        shutil.rmtree(self.loaded)

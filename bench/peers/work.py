@@ -6,6 +6,7 @@ opening, closing, random numbers and other processes come before and after.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import mmap
@@ -15,11 +16,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,25 +133,24 @@ class Work:
     def _check(self) -> None:
         """What was appended one by one, and many at a time, is what comes back."""
         path = self.directory / "check"
-        writer = self.system.Writer(path, self.job.fields, 300, self.job.sync)
-        for row in range(3):
-            writer.append(self.rows_of(row, row + 1))
-        writer.append(self.rows_of(3, 300))
-        writer.close()
+        with closing(self.system.Writer(path, self.job.fields, 300, self.job.sync)) as writer:
+            for row in range(3):
+                writer.append(self.rows_of(row, row + 1))
+            writer.append(self.rows_of(3, 300))
         self.expect(path, lambda index: index)
         remove(path)
 
     def expect(self, path: Path, origin: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """The first 300 rows of that store are those of the source whose numbers `origin` gives."""
-        reader = self.system.Reader(path, self.job.fields)
         picks = torch.tensor([2, 299, 7, 2, 150])
-        for given, index in ((reader.row(201), torch.tensor(201)), (reader.batch(picks), picks)):
-            for name, column in columns_of(given).items():
-                assert torch.equal(column, self.source[name][origin(index)]), f"{name} came back different"
-        if self.one:
-            rows = torch.cat([chunk.clone() for chunk in reader.chunks(128)])[:300]
-            assert torch.equal(rows, self.source["rows"][origin(torch.arange(300))]), "the scan gave other rows"
-        reader.close()
+        with closing(self.system.Reader(path, self.job.fields)) as reader:
+            for given, index in ((reader.row(201), torch.tensor(201)), (reader.batch(picks), picks)):
+                assert set(columns_of(given).keys()) == set(self.source), "other fields came back"
+                for name, column in columns_of(given).items():
+                    assert torch.equal(column, self.source[name][origin(index)]), f"{name} came back different"
+            if self.one:
+                rows = torch.cat([chunk.clone() for chunk in reader.chunks(128)])[:300]
+                assert torch.equal(rows, self.source["rows"][origin(torch.arange(300))]), "the scan gave other rows"
 
 
 class Calls(Work):
@@ -198,7 +197,7 @@ def timed_one_by_one(call: Callable[[Any], object], inputs: Sequence[Any], pause
 
 class Ring(Append):
     def prepare(self) -> None:
-        self.before = process_figures()
+        self.before = process_figures(self.store)
         super().prepare()
 
     def new_writer(self, path: Path, capacity_rows: int) -> Any:
@@ -218,32 +217,69 @@ class Bulk(Work):
         self.batches = [self.rows_of(at, min(at + BULK_ROWS, rows)) for at in range(0, rows, BULK_ROWS)]
 
     def repeat(self) -> float:
-        writer = self.new_writer(self.store, self.job.rows)
+        let_the_disk_settle()
+        self.writer = self.new_writer(self.store, self.job.rows)
+        append = self.writer.append
         start = time.perf_counter()
         for batch in self.batches:
-            writer.append(batch)
+            append(batch)
         seconds = time.perf_counter() - start
-        writer.close()
+        Work.finish(self)
         remove(self.store)
         return seconds
 
 
-class Threads:
-    """Producers of a library that is used from threads; they take turns unless it says that they need not."""
+def let_the_disk_settle() -> None:
+    """Have written what others left to be written, or whose turn it is would wait for it.
+
+    Before the store is created: what a writer has made ready for the first rows is its own.
+    """
+    os.sync()
+
+
+class Tasks:
+    """Producers of a library that has no asynchronous append: tasks of one loop, each of which appends and gives way.
+
+    A call of microseconds is made from a task as it is. One that waits for the disk stops the loop meanwhile; threads at a
+    lock would wait as long, since the library commits one append at a time, and pay for changing threads besides.
+    """
 
     def __init__(self, writer: Any, producers: int) -> None:
-        self.writer, self.producers, self.turn = writer, producers, threading.Lock()
-        self.append = getattr(writer, "append_concurrently", self._append_in_turn)
-        self.pool = ThreadPoolExecutor(producers)
-
-    def _append_in_turn(self, rows: Rows) -> None:
-        with self.turn:
-            self.writer.append(rows)
+        self.writer, self.producers, self.runner = writer, producers, asyncio.Runner()
 
     def append_all(self, rows: Rows, count: int) -> None:
+        self.runner.run(self._append_all(rows, count))
+
+    async def _append_all(self, rows: Rows, count: int) -> None:
+        append, give_way = self.writer.append, asyncio.sleep
+
+        async def produce() -> None:
+            for _ in range(count // self.producers):
+                append(rows)
+                await give_way(0)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self.producers):
+                tasks.create_task(produce())
+
+    def close(self) -> None:
+        self.runner.close()
+        self.writer.close()
+
+
+class Threads:
+    """Producers of a library whose append many threads may be in at once."""
+
+    def __init__(self, writer: Any, producers: int) -> None:
+        self.writer, self.producers = writer, producers
+        self.pool = ThreadPoolExecutor(producers)
+
+    def append_all(self, rows: Rows, count: int) -> None:
+        append = self.writer.append_concurrently
+
         def produce() -> None:
             for _ in range(count // self.producers):
-                self.append(rows)
+                append(rows)
 
         for future in [self.pool.submit(produce) for _ in range(self.producers)]:
             future.result()
@@ -262,7 +298,8 @@ class Produce(Work):
         if hasattr(self.system, "Producers"):
             self.writer = self.system.Producers(self.store, job.fields, capacity_rows, job.sync, job.together)
         else:
-            self.writer = Threads(self.new_writer(self.store, capacity_rows), job.together)
+            writer = self.new_writer(self.store, capacity_rows)
+            self.writer = (Threads if hasattr(writer, "append_concurrently") else Tasks)(writer, job.together)
         self.rows = self.rows_of(0, job.batch_rows)
 
     def _seconds(self, count: int) -> float:
@@ -289,10 +326,9 @@ class Overwrite(Calls):
             raise CannotDo("no call that changes rows")
         job = self.job
         path = self.directory / "check"
-        writer = self.system.Writer(path, job.fields, 300, job.sync)
-        writer.append(self.rows_of(0, 300))
-        writer.overwrite(140, self.rows_of(0, 32))
-        writer.close()
+        with closing(self.system.Writer(path, job.fields, 300, job.sync)) as writer:
+            writer.append(self.rows_of(0, 300))
+            writer.overwrite(140, self.rows_of(0, 32))
         self.expect(path, lambda index: torch.where((index >= 140) & (index < 172), index - 140, index))
         remove(path)
         self.writer = self.new_writer(self.store, job.rows)
@@ -313,17 +349,17 @@ class Extend(Work):
         remove(self.merged)
 
     def _extend(self) -> float:
-        writer = self.new_writer(self.merged, self.job.rows)
+        let_the_disk_settle()
+        self.writer = writer = self.new_writer(self.merged, self.job.rows)
         start = time.perf_counter()
         if hasattr(writer, "extend"):
             writer.extend(self.store)
         else:
-            reader = self.system.Reader(self.store, self.job.fields)
-            for chunk in reader.chunks(BULK_ROWS):
-                writer.append(chunk)
-            reader.close()
+            with closing(self.system.Reader(self.store, self.job.fields)) as reader:
+                for chunk in reader.chunks(BULK_ROWS):
+                    writer.append(chunk)
         seconds = time.perf_counter() - start
-        writer.close()
+        Work.finish(self)
         return seconds
 
     def repeat(self) -> float:
@@ -335,6 +371,9 @@ class Extend(Work):
 class Read(Work):
     """A store that is there and a reader of it; cold, nothing of it is in memory when the watch starts."""
 
+    cold_readers: tuple[str, ...] = ("DiskReader",)
+    """Classes that take the place of a system's Reader where the store is cold. The limit's keeps all in memory otherwise."""
+
     def prepare(self) -> None:
         self.fill_and_close()
         self.source = {}
@@ -342,8 +381,8 @@ class Read(Work):
 
     def open_reader(self) -> None:
         kind = self.system.Reader
-        if self.job.is_cold:
-            kind = getattr(self.system, "DiskReader", kind)  # the limit's: its other one keeps all in memory
+        for name in self.cold_readers if self.job.is_cold else ():
+            kind = getattr(self.system, name, kind)
         self.reader = kind(self.store, self.job.fields)
 
     def make_cold(self) -> None:
@@ -376,6 +415,8 @@ class Row(Read, Calls):
 
 
 class Batch(Read, Calls):
+    cold_readers = ("DiskReader", "RandomDiskReader")
+
     def prepare(self) -> None:
         super().prepare()
         self.chosen = random.Random(0)
@@ -425,11 +466,10 @@ class Open(Calls):
         self.fill_and_close()
         self.source = {}
         self.call, self.inputs = self._open_and_read_last, [self.store] * self.job.most
+        if hasattr(self.system, "opening"):  # the limit, which keeps its rows in memory otherwise
+            self.call = self.system.opening(self.store, self.job.fields, self.job.rows - 1)
 
     def _open_and_read_last(self, path: Path) -> None:
-        if hasattr(self.system, "open_and_read_last"):  # the limit, which keeps its rows in memory otherwise
-            self.system.open_and_read_last(path, self.job.fields, self.job.rows - 1)
-            return
         reader = self.system.Reader(path, self.job.fields)
         reader.row(self.job.rows - 1)
         reader.close()
@@ -506,13 +546,27 @@ class Readers(Watched):
         return statistics.median(self.latencies_s)
 
 
-class Weigh(Read):
-    """Reads all rows in order and some at random; what that took of memory is in `figures`."""
+class Fill(Work):
+    """Makes the store and leaves it there: the first half of `Weigh`."""
 
     def prepare(self) -> None:
         self.fill_and_close()
+
+    def repeat(self) -> float:
+        raise CannotDo("there is nothing to repeat")
+
+
+class Weigh(Read):
+    """Reads all rows in order and some at random; what that took of memory is in `figures`.
+
+    The store was made by another process (`processes.py`): what this one keeps of filling it would hide what reading takes.
+    """
+
+    def prepare(self) -> None:
+        if not self.store.exists():
+            self.fill_and_close()
         self.source = {}
-        self.before = process_figures()
+        self.before = process_figures(self.store)
         self.open_reader()
 
     def repeat(self) -> float:
@@ -527,13 +581,16 @@ class Weigh(Read):
 def figures(work: Work) -> dict[str, float]:
     """What the store takes: of this process and those it started, in MB and mappings, and on the disk."""
     before = getattr(work, "before", {})
-    found = {name: value - before.get(name, 0) for name, value in process_figures().items()}
+    found = {name: value - before.get(name, 0) for name, value in process_figures(work.store).items()}
     files = [file.stat() for file in files_of(work.store)]
     return found | {"files": len(files), "bytes on disk": sum(512 * file.st_blocks for file in files) / 1e6}
 
 
-def process_figures() -> dict[str, float]:
-    """Resident memory, a page that is mapped twice counted once, and mappings; of this process and those below it."""
+def process_figures(store: Path = Path("/")) -> dict[str, float]:
+    """Resident memory, a page that is mapped twice counted once, and mappings; of this process and those below it.
+
+    Mapped is what is of the store's files: a library's pages are shared with other systems' processes, which come and go.
+    """
     gc.collect()
     with suppress(AttributeError):  # another libc
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not this reader's, or is not kept by it
@@ -542,15 +599,20 @@ def process_figures() -> dict[str, float]:
         seen.append(pid := processes.pop())
         for task in Path(f"/proc/{pid}/task").iterdir():
             processes += map(int, (task / "children").read_text().split())
-    kilobytes = dict.fromkeys(("Pss_Anon", "Pss_File", "Pss_Shmem"), 0)
+    private = mapped = 0
     for pid in seen:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
-            name, _, value = line.partition(":")
-            if name in kilobytes:
-                kilobytes[name] += int(value.split()[0])
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        private += int(rollup.split("Pss_Anon:")[1].split()[0])
+        is_of_the_store = False
+        with Path(f"/proc/{pid}/smaps").open() as lines:
+            for line in lines:
+                if line.startswith("Pss:"):
+                    mapped += is_of_the_store * int(line.split()[1])
+                elif not line.split(maxsplit=1)[0].endswith(":"):  # a mapping begins: addresses, rights, …, path
+                    is_of_the_store = f" {store}" in line
     return {
-        "private memory": kilobytes["Pss_Anon"] * 1024 / 1e6,
-        "mapped memory": (kilobytes["Pss_File"] + kilobytes["Pss_Shmem"]) * 1024 / 1e6,
+        "private memory": private * 1024 / 1e6,
+        "mapped memory": mapped * 1024 / 1e6,
         "mappings": sum(len(Path(f"/proc/{pid}/maps").read_text().splitlines()) for pid in seen),
     }
 
@@ -570,5 +632,6 @@ KINDS: dict[str, type[Work]] = {
     "follow": Seen,
     "look": Seen,
     "readers": Readers,
+    "fill": Fill,
     "weigh": Weigh,
 }

@@ -35,9 +35,9 @@ from .work import KINDS, Work, figures
 def introduction(name: str) -> tuple[Any, dict[str, Any]]:
     try:
         system = importlib.import_module(f"peers.{name}")
-    except ImportError as error:
+        versions = {package: importlib.metadata.version(package) for package in system.PACKAGES}
+    except ImportError as error:  # of a distribution, too
         return None, {"missing": str(error)}
-    versions = {package: importlib.metadata.version(package) for package in system.PACKAGES}
     gives_up = getattr(system, "GIVES_UP", "")
     return system, {"name": system.NAME, "versions": versions, "how": system.HOW, "gives_up": gives_up}
 

@@ -14,7 +14,7 @@ from .contract import Fields, one_array, refuse_sync
 NAME = "Zarr v3"
 PACKAGES = ("zarr",)
 HOW = (
-    "`create_array` with chunks of about 1 MiB of whole rows (its documentation asks for 1 MB or more), not compressed; "
+    "`create_array` with chunks of at least 1 MiB, as its documentation asks, and of a power of two rows, not compressed; "
     "`append`, which writes the chunks and the metadata by renaming, without a sync. Reads: indexing, `oindex` for batches."
 )
 GIVES_UP = "small appends (the last chunk is rewritten), a commit for more than one chunk, sync."
@@ -25,7 +25,8 @@ class Writer:
     def __init__(self, path: Path, fields: Fields, capacity_rows: int, sync: bool) -> None:
         refuse_sync(sync, "`LocalStore` writes a file aside and renames it, and never syncs")
         dtype, shape = one_array(fields)
-        chunk_rows = max(1, CHUNK_NBYTES // (np.dtype(dtype).itemsize * int(np.prod(shape))))
+        row_nbytes = np.dtype(dtype).itemsize * int(np.prod(shape))
+        chunk_rows = 1 << (-(-CHUNK_NBYTES // row_nbytes) - 1).bit_length()
         self.array = zarr.create_array(
             str(path), shape=(0, *shape), chunks=(chunk_rows, *shape), dtype=dtype, compressors=None
         )

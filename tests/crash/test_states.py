@@ -5,11 +5,13 @@ done with each. `TENSORBLOB_CRASH_STATES` says how many there are in all (a mill
 runs and which states (0 by default). Where a point of a run has few enough states, all of them are taken.
 """
 
+import contextlib
 import fcntl
 import os
 import random
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -46,11 +48,22 @@ def in_one_thread() -> Iterator[None]:
 @pytest.fixture
 def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Of more workers than processors, some take turns: three at once on two make a state a fifth dearer to each."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    slot = int(worker.removeprefix("gw")) % (os.cpu_count() or 1)
-    with open(tmp_path_factory.getbasetemp().parent / f"core {slot}", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # who asked first gets it first
+    with contextlib.ExitStack() as opened:
+        folder = tmp_path_factory.getbasetemp().parent  # of all workers
+        cores = [opened.enter_context(open(folder / f"core {n}", "w")) for n in range(os.cpu_count() or 1)]
+        with open(folder / "next core", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # who asked first gets the first one that is free
+            while not any(map(_is_taken, cores)):
+                time.sleep(0.02)
         yield
+
+
+def _is_taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def examined(workload: str, seed: int, enough: int) -> Examination:
