@@ -6,13 +6,11 @@ them to the manifest nobody sees them, and `reset` forgets them. Overwritten qua
 the same way (`patch`).
 
 Invariants: bytes below a committed length are never written again; a block file holds exactly the rows given to it,
-and its checksum covers each before it is committed. Small batches are checksummed and written while they are in cache;
-large ones are written by one thread while another checksums them.
+and its checksum covers each before it is committed. Rows are checksummed and written while they are in cache.
 """
 
 from __future__ import annotations
 
-import _thread
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -31,7 +29,6 @@ from tensorblob.snapshot import Column
 SMALL_NBYTES = 64 << 10
 ALLOCATE_NBYTES = 64 << 10
 MAX_ALLOCATE_NBYTES = 128 << 20
-PARALLEL_NBYTES = 4 << 20
 
 
 class BlockFile:
@@ -61,55 +58,6 @@ Rows: TypeAlias = Part | list[Part]
 def as_bytes(rows: Array) -> npt.NDArray[np.uint8]:
     """The memory of an array as bytes, without a copy if it is contiguous."""
     return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
-
-
-class _Writing:
-    """`write_at` in a thread, for the length of a `with` block; what it raises, the block raises.
-
-    The block is not left, whatever interrupts it, before the thread has let go of the caller's memory.
-    """
-
-    def __init__(self, fd: int, data: npt.NDArray[np.uint8], offset: int) -> None:
-        self._arguments = fd, data, len(data), offset
-        self._error: BaseException | None = None
-        self._is_done = False
-        self._begun, self._done = _thread.allocate_lock(), _thread.allocate_lock()
-        self._begun.acquire()
-        self._done.acquire()
-
-    def _run(self) -> None:
-        try:
-            self._begun.release()
-            files.write_at(*self._arguments)
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._is_done = True
-            self._done.release()
-
-    def __enter__(self) -> None:
-        try:
-            _thread.start_new_thread(self._run, ())  # one call, of which is known whether it has happened
-            self._begun.acquire()  # it has the interpreter's lock until it writes; we would keep it for the checksum
-        except RuntimeError:  # no thread to be had: one after the other, then
-            self._run()
-        except BaseException:  # a signal, right after it
-            self._wait()
-            raise
-
-    def _wait(self) -> BaseException | None:
-        """Wait for the thread whatever happens; return what happened."""
-        interrupt: BaseException | None = None
-        while not self._is_done:
-            try:
-                self._done.acquire(timeout=1)
-            except BaseException as error:  # of a signal handler: Ctrl-C, a time limit
-                interrupt = error
-        return interrupt
-
-    def __exit__(self, *_: object) -> None:
-        if (failure := self._wait() or self._error) is not None:
-            raise failure
 
 
 class Growth:
@@ -192,13 +140,8 @@ class Growth:
 
     @staticmethod
     def _write_pieces(block: BlockFile, data: npt.NDArray[np.uint8], offset: int) -> None:
-        """Write and checksum. Large parts do both at once, on two cores: neither needs the other."""
-        crc = block.crc32c
-        if len(data) >= PARALLEL_NBYTES:
-            with _Writing(block.fd, data, offset):
-                for start in range(0, len(data), HUGE_PAGE_NBYTES):
-                    crc = crc32c(crc, data[start : start + HUGE_PAGE_NBYTES])
-        done = 0 if len(data) < PARALLEL_NBYTES else len(data)
+        """Checksum and write, a piece at a time: so it is in cache the second time, and pages stay huge."""
+        crc, done = block.crc32c, 0
         while done < len(data):
             stop = min(done + HUGE_PAGE_NBYTES - (offset + done) % HUGE_PAGE_NBYTES, len(data))
             crc = crc32c(crc, data[done:stop])

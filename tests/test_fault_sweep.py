@@ -800,8 +800,7 @@ def test_whatever_call_fails_the_change_is_committed_or_never_was(
     name: str, durability: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tensorblob.flusher.Flusher.wake", lambda self: None)
-    for what_is_large in ("growth.PARALLEL_NBYTES", "staging.COPY_NBYTES"):
-        monkeypatch.setattr(f"tensorblob.{what_is_large}", 16 * 4096)
+    monkeypatch.setattr("tensorblob.staging.COPY_NBYTES", 16 * 4096)
     disk = put_between(monkeypatch, folder)
     numbered = itertools.count()
 
