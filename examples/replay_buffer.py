@@ -97,7 +97,7 @@ def learn(ring: Path, options: argparse.Namespace) -> None:
 async def fit(ring: Path, options: argparse.Namespace) -> int:
     """Fit a linear model to rows of the ring until the stream ends; return 1 if it did not come out."""
     model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 5e-2)
     losses: list[float] = []
     async with tb.open_reader(ring, wait_s=START_WITHIN_S, limiter=balance(options.samples_per_insert)) as reader:
         begun_s = anyio.current_time()

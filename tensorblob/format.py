@@ -101,8 +101,9 @@ Reading
 -------
 Open the highest generation g; take a shared flock on it without waiting; if that fails, or the file has no link any more,
 or g + 1 exists, start over. Apply its valid records from the start. While the lock is held no block that g names, at any of
-its records, is unlinked. To follow, apply records as they appear; to notice that g was superseded, look for g + 1.
-Generations are removed oldest first, so g + 1 exists as long as g does, if it ever did.
+its records, is unlinked (a writer whose rows are read takes that lock on each generation in which it writes). To follow,
+apply records as they appear; to notice that g was superseded, look for g + 1. Generations are removed oldest first, so
+g + 1 exists as long as g does, if it ever did.
 
 Everything from the first record that is not valid on is a torn tail, and does not count. It is damage instead (the blob is
 corrupt) if the session's boot_id, device and inode are those that the reader finds and either a valid record follows, or the

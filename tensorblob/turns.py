@@ -208,6 +208,8 @@ class TimedLock:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_asked or self._is_closed)
                 if self._is_closed:
+                    if self._is_asked:  # closed before it could ask: the file was left to it
+                        self.close_in_child()
                     return
             error: OSError | None = None
             try:

@@ -333,10 +333,13 @@ def _consume_with_a_helper(connection: Connection, path: Path) -> None:
     """Fork a child that outlives the consumer's `follow` (as a loader's worker would), then close the cursor."""
     dir_fd = files.open_directory(os.fspath(path))
     cursor = cursors.Cursor(dir_fd, "c")
+    hears, says = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(says, b"!")
         signal.pause()
         os._exit(0)
+    os.read(hears, 1)  # by now it has let go of what it must not keep
     cursor.close()
     try:
         cursors.Cursor(dir_fd, "c").close()

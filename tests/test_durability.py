@@ -817,8 +817,9 @@ def test_a_close_waits_for_the_write_that_another_thread_is_in(path: Path, disk:
     """Its files would be closed under it, and their numbers given to others."""
     blob = open_new(path)
     blob.write(rows(0))
-    writer, closing, writing = blob._writer, threading.Event(), threading.Event()
+    writer, closing, writing, asked = blob._writer, threading.Event(), threading.Event(), threading.Event()
     assert writer is not None
+    lock, leave = writer._threads_lock, writer._leave
     errors: list[BaseException] = []
 
     def write() -> None:
@@ -831,23 +832,44 @@ def test_a_close_waits_for_the_write_that_another_thread_is_in(path: Path, disk:
     def meet(act: Act) -> None:
         if threading.current_thread() is other and act.kind == "write" and act.is_block:
             writing.set()
+            wait_until(lambda: asked.is_set() or writer.dir_fd < 0)
 
     def unlink_dead() -> None:  # the last that is done before all is closed
         closing.set()
 
-    def wait_for_the_write() -> None:
+    def ask_during_the_write() -> None:
         if threading.current_thread() is not other:
             wait_until(writing.is_set)
+            asked.set()
+
+    def leave_during_the_write() -> None:
+        if not lock._is_owned():
+            wait_until(writing.is_set)
+        leave()
 
     other = threading.Thread(target=write)
     other.start()
     writer._blocks.unlink_dead = unlink_dead  # type: ignore[method-assign]
-    writer._threads_lock = WatchedLock(writer._threads_lock, wait_for_the_write)
+    writer._threads_lock = WatchedLock(lock, ask_during_the_write)
+    writer._leave = leave_during_the_write  # type: ignore[method-assign]
     disk.watch = meet
     blob.close()
     other.join()
     assert not errors
     assert stored(path) == [0, 1]
+
+
+@pytest.mark.usefixtures("no_background_flush")
+def test_a_flush_makes_the_names_durable_of_blocks_that_a_peer_has_made(path: Path, disk: Disk) -> None:
+    open_new(path).close()
+    with (
+        tb.TensorBlob.open(path, "a", shared=True) as one,
+        tb.TensorBlob.open(path, "a", shared=True) as two,
+    ):
+        one.write(rows(*range(6)))
+        mark = len(disk.acts)
+        two.flush()
+        assert "x.blob/blocks/data" in {act.path for act in disk.since(mark, "syncdir")}
 
 
 @pytest.mark.usefixtures("no_background_flush")

@@ -83,14 +83,12 @@ async def test_a_child_holds_none_of_its_parents_locks(shared: bool, tmp_path: P
 
 
 def _fork_and_die(connection: Connection, path: Path) -> None:
-    """Be a writer with a forked child that lives on, and be killed."""
+    """Be a writer with a forked child that says who it is and lives on, to be killed."""
     with tb.TensorBlob.open(path, "a") as blob:
         blob.write(ints(0, 2))
-        pid = os.fork()
-        if pid == 0:
-            signal.pause()
-        connection.send(pid)
-        os.kill(os.getpid(), signal.SIGKILL)
+        if os.fork() == 0:
+            connection.send(os.getpid())  # by now it has let go of what it must not keep
+        signal.pause()
 
 
 def test_a_writer_that_was_killed_is_dead_though_a_child_of_it_lives(tmp_path: Path) -> None:
@@ -98,6 +96,7 @@ def test_a_writer_that_was_killed_is_dead_though_a_child_of_it_lives(tmp_path: P
     with process(_fork_and_die, path) as (connection, parent):
         pid = connection.recv()
         try:
+            parent.kill()
             parent.join()
             dir_fd = os.open(path, os.O_RDONLY)
             found = presence(dir_fd)

@@ -103,6 +103,48 @@ def test_syncs_of_which_the_kernel_says_nothing_have_failed(
     assert queue.fdatasync(fds[:3]) == [0, 0, 0], "late answers are none to this"
 
 
+def test_a_wait_that_a_signal_ends_goes_on(queue: SyncQueue, fds: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    real, interrupted = kernel_aio._syscall, []
+
+    def interrupt(number: Any, *arguments: Any) -> int:
+        if number is not queue._get_events or len(interrupted) == 3:
+            return int(real(number, *arguments))
+        interrupted.append(number)
+        ctypes.set_errno(errno.EINTR)
+        return -1
+
+    monkeypatch.setattr(kernel_aio, "_syscall", interrupt)
+    assert queue.fdatasync(fds[:4]) == [0] * 4 and len(interrupted) == 3
+
+
+def test_answers_that_come_late_are_none_to_the_next(
+    queue: SyncQueue, fds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call is interrupted as its answers come; the kernel gives them to the next."""
+
+    class Interrupt(Exception):
+        pass
+
+    real = kernel_aio._syscall
+    late: list[tuple[int, int]] = []
+
+    def interrupt(number: Any, *arguments: Any) -> int:
+        if number is not queue._get_events:
+            return int(real(number, *arguments))
+        if late:
+            monkeypatch.setattr(kernel_aio, "_syscall", real)
+            for number, (data, result) in enumerate(late):
+                queue._events[number].data, queue._events[number].result = data, result
+            return len(late)
+        late.extend((event.data, event.result) for event in queue._events[: real(number, *arguments)])
+        raise Interrupt
+
+    monkeypatch.setattr(kernel_aio, "_syscall", interrupt)
+    with pytest.raises(Interrupt):
+        queue.fdatasync(fds[:3])
+    assert queue.fdatasync(fds[:2]) == [0, 0] and len(late) == 3 and kernel_aio._syscall is real
+
+
 def test_signals_interrupt_nothing(queue: SyncQueue, fds: list[int]) -> None:
     came = 0
 

@@ -185,11 +185,12 @@ async def test_who_is_slow_is_waited_for_and_who_was_stopped_is_not(
             assert files.SLOW_S in asked
         await anyio.to_thread.run_sync(thread.join)
         asked.clear()
-        monkeypatch.setattr(files, "SLOW_S", 0.02)
-        monkeypatch.setattr(files, "is_stopped", lambda pid: pid == os.getpid())
-        with two._writer.turn(), ThreadPoolExecutor(1) as pool, pytest.raises(tb.WriterBusy, match="its turn"):
-            pool.submit(one.write, ints(1, 2)).result()
-        assert asked == [0.01]
+        with monkeypatch.context() as patch:  # not for the closes: they wait for a thread that lets the lock go
+            patch.setattr(files, "SLOW_S", 0.02)
+            patch.setattr(files, "is_stopped", lambda pid: pid == os.getpid())
+            with two._writer.turn(), ThreadPoolExecutor(1) as pool, pytest.raises(tb.WriterBusy, match="its turn"):
+                pool.submit(one.write, ints(1, 2)).result()
+            assert asked == [0.01]
     assert stored_ints(path) == [0]
 
 
@@ -232,7 +233,10 @@ async def test_a_lock_that_comes_too_late_is_let_go_at_once(lock: tuple[TimedLoc
     assert not timed.try_acquire(), "the kernel may give it to the thread at any moment"
     files.unlock(other)
     with anyio.fail_after(LIMIT_S):
-        await until(lambda: is_free(other) and timed.try_acquire())
+        await until(lambda: not timed._is_asked)  # the thread has had it
+    with timed._changed:  # and has done with it
+        assert is_free(other)
+    assert timed.try_acquire()
 
 
 @pytest.mark.anyio
@@ -249,24 +253,34 @@ async def test_a_lock_is_not_tried_for_while_the_thread_asks(
     assert not timed.try_acquire()
     may_ask.set()
     with anyio.fail_after(LIMIT_S):
-        await until(lambda: is_free(other) and timed.try_acquire())
+        await until(lambda: not timed._is_asked)
+    with timed._changed:
+        assert is_free(other)
+    assert timed.try_acquire()
 
 
 def test_a_file_stays_open_while_the_thread_asks_for_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its number is another file's by then."""
     path = os.fspath(tmp_path / "lock")
     fd, other = files.create_file(path), files.open_file(path)
-    timed, ask, may_ask = TimedLock(fd), files.lock, threading.Event()
+    timed, ask, asks, may_ask = TimedLock(fd), files.lock, threading.Event(), threading.Event()
     ask(other)
-    monkeypatch.setattr(files, "lock", lambda fd: may_ask.wait(LIMIT_S) and ask(fd))
+
+    def ask_later(fd: int) -> None:
+        asks.set()
+        assert may_ask.wait(LIMIT_S)
+        ask(fd)
+
+    monkeypatch.setattr(files, "lock", ask_later)
     assert not timed.acquire(0.01) and timed._thread is not None
+    assert asks.wait(LIMIT_S), "it is on its way to the kernel, with the number that the file has"
     timed.close()
     os.close(fd)
-    later = [files.create_file(f"{path}{number}") for number in range(2)]  # one of which would have its number
+    later = [files.create_file(f"{path}{number}") for number in range(9)]  # one of which would have its number
     files.unlock(other)
     may_ask.set()
     timed._thread.join(LIMIT_S)
-    again = [files.open_file(f"{path}{number}") for number in range(2)]
+    again = [files.open_file(f"{path}{number}") for number in range(9)]
     assert all(map(is_free, [*again, other]))
     for number in (other, *later, *again):
         os.close(number)
@@ -313,16 +327,20 @@ async def test_who_asks_again_while_the_kernel_still_waits_gets_the_lock_that_co
 
 
 @pytest.mark.anyio
-async def test_a_lock_that_comes_after_the_file_was_closed_is_nobodys(tmp_path: Path) -> None:
+async def test_a_lock_that_comes_after_the_file_was_closed_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = os.fspath(tmp_path / "lock")
     fd, other = files.create_file(path), files.open_file(path)
-    timed = TimedLock(fd)
-    files.lock(other)
+    timed, ask, asks = TimedLock(fd), files.lock, threading.Event()
+    ask(other)
+    monkeypatch.setattr(files, "lock", lambda fd: asks.set() or ask(fd))
     assert not timed.acquire(0.01)
+    assert asks.wait(LIMIT_S)
     timed.close()
     os.close(fd)
     reused = files.create_file(f"{path}2")  # perhaps with the number of the file that was closed
-    files.lock(reused)
+    ask(reused)
     files.unlock(other)
     with anyio.fail_after(LIMIT_S):
         assert timed._thread is not None

@@ -466,6 +466,7 @@ MUTANTS = (
      def follow_generation(self, generation: int, snapshot: Snapshot) -> None:
 """,
         workloads=("shared",),
+        tests=("test_durability.py::test_a_flush_makes_the_names_durable_of_blocks_that_a_peer_has_made",),
     ),
     Mutant(
         "a tail that another blob has, too, is continued",
@@ -791,7 +792,7 @@ MUTANTS = (
 -            elif code:
 +            elif False:
 """,
-        tests=("test_sync_together.py::test_rows_on_a_device_that_fails_for_a_while_are_what_was_acknowledged",),
+        tests=("test_sync_together.py::test_syncs_of_which_the_kernel_says_nothing_have_failed",),
     ),
     Mutant(
         "files that the kernel took no sync of are not synced",
@@ -811,7 +812,7 @@ MUTANTS = (
 -                if number >= 0:  # else of a call that was interrupted
 +                if True:
 """,
-        tests=("test_sync_together.py::test_what_an_interrupted_call_left_under_way_is_no_answer_to_the_next",),
+        tests=("test_sync_together.py::test_answers_that_come_late_are_none_to_the_next",),
     ),
     Mutant(
         "a signal ends the wait for a sync",
@@ -820,8 +821,7 @@ MUTANTS = (
 -            if got < 0 and (code := ctypes.get_errno()) != errno.EINTR:  # what became of them nobody will hear
 +            if got < 0 and (code := ctypes.get_errno()):
 """,
-        tests=("test_sync_together.py::test_signals_interrupt_nothing",),
-        needs_disk=True,
+        tests=("test_sync_together.py::test_a_wait_that_a_signal_ends_goes_on",),
     ),
     Mutant(
         "a fork gives the parent's queue back",
@@ -2355,6 +2355,9 @@ MUTANTS = (
      elif current == 1:  # and whoever made the blob, before its path was
 """,
         workloads=("killed",),
+        tests=(
+            "test_durability.py::test_a_writer_syncs_the_directory_of_a_generation_before_it_removes_the_one_before",
+        ),
     ),
     Mutant(
         "a path that a killed creator made is trusted",
