@@ -290,7 +290,7 @@ class TensorBlob(Rows):
         return self._table.state
 
     def _blame_closing(self) -> None:
-        if self._closed or (self._writer is not None and self._writer.closed):
+        if self._closed or (self._writer is not None and self._writer.is_closing):
             raise BlobClosed("I/O operation on closed blob: it was closed while rows were read.")
 
     # -- reading ------------------------------------------------------------------------------------------------------

@@ -134,17 +134,24 @@ class Manifest:
             found = replay(fd, dir_fd, store, generation)
             manifest = cls(dir_fd, store, generation, fd, found.stop, found.edits)
             if is_read:
-                manifest._hold()
+                manifest._hold(manifest_name(generation))
         except BaseException:
             os.close(fd)
             raise
         return manifest, found
 
-    def _hold(self) -> None:
-        """Pin this generation, which is the newest, or about to be: nobody removes it meanwhile."""
-        if not files.try_lock(self.fd, shared=True):
-            raise AssertionError("only superseded generations are locked exclusively")
-        self.pin = Pin(os.dup(self.fd))
+    def _hold(self, name: str) -> None:
+        """Pin this generation, which is the newest, or about to be: nobody removes it meanwhile.
+
+        By a descriptor that is nobody else's: the pin goes when that is closed.
+        """
+        self.pin = pin = Pin(files.open_file(name, dir_fd=self._dir_fd))
+        try:
+            if not files.try_lock(pin.fd, shared=True):
+                raise AssertionError("only superseded generations are locked exclusively")
+        except BaseException:
+            pin.close()
+            raise
 
     @classmethod
     def create(
@@ -160,15 +167,17 @@ class Manifest:
         assert not files.exists(name, dir_fd=dir_fd), "generation numbers are never reused"
         files.unlink(f".{name}", dir_fd=dir_fd, missing_ok=True)
         fd = files.create_file(f".{name}", dir_fd=dir_fd)
+        manifest = cls(dir_fd, store, generation, fd, 0, 0)
         try:
-            manifest = cls(dir_fd, store, generation, fd, 0, 0)
             manifest.append((*checkpoint, session(fd, producer)))
             manifest.edits = 0
             if is_read:
-                manifest._hold()
+                manifest._hold(f".{name}")
             files.sync_file(fd, name)
             files.rename(f".{name}", name, dir_fd=dir_fd)
         except BaseException:
+            if manifest.pin is not None:
+                manifest.pin.close()
             os.close(fd)
             with contextlib.suppress(OSError):
                 files.unlink(f".{name}", dir_fd=dir_fd, missing_ok=True)

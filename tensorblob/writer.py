@@ -98,6 +98,10 @@ class Writer:
     ) -> None:
         self.path, self.dir_fd, self.store = path, dir_fd, store
         self._is_read = is_read
+        self._pins: list[Pin] = []
+        """Of the generation that is read by this writer, and of one that it is about to leave."""
+        self.is_closing = False
+        """From now on nobody may read by this writer."""
         self.on_step: Callable[[Snapshot, Pin | None], None] | None = None
         """Called with `shown()` when who reads by this writer has to go on from there: another generation has begun, and
         garbage is about to go; or rows are taken back, and others may take their place.
@@ -168,6 +172,7 @@ class Writer:
                     f"{peer.durability!r}, asked for {self._durability!r}"
                 )
         self._manifest, found = Manifest.open(self.dir_fd, self.store, is_read=self._is_read)
+        self._note_pin(self._manifest)
         self._announced = Announcement(self.dir_fd, self._durability)
         self.producer = self._announced.producer
         self._snapshot, self._known_offset = found.snapshot, self._manifest.offset
@@ -218,6 +223,7 @@ class Writer:
         old, before = self._current, self.snapshot
         self._blocks.learn(before, found.snapshot, is_durable=True)  # beginning a generation is a flush
         self._blocks.follow_generation(manifest.generation, found.snapshot)
+        self._note_pin(manifest)
         with self._state_lock:
             self._manifest, self._snapshot, self._known_offset = manifest, found.snapshot, manifest.offset
         old.close()
@@ -227,7 +233,23 @@ class Writer:
             self._blocks.distrust(found.snapshot)
         self._garbage.begin(self._snapshot)
         self._settled()
+        self._leave_generations()
+
+    def _note_pin(self, manifest: Manifest) -> None:
+        if manifest.pin is not None:
+            self._pins.append(manifest.pin)
+
+    def _let_go(self) -> None:
+        self.is_closing, self._is_read = True, False
+        for pin in self._pins:
+            pin.close()
+
+    def _leave_generations(self) -> None:
+        """Let who reads by this writer step to the current generation, and let the others go."""
         self._step_readers()
+        for pin in [pin for pin in self._pins if pin is not self._current.pin]:
+            pin.close()
+            self._pins.remove(pin)
 
     def _step_readers(self) -> None:
         if self.on_step is not None:
@@ -312,6 +334,7 @@ class Writer:
         self.check_outside("close")
         if self._flusher is not None:
             self._flusher.stop()
+        self._let_go()
         try:
             with self._lock:  # or no turn is to be had: then the rest is not even tried
                 if self._current.edits >= LONG_EDITS:
@@ -340,8 +363,7 @@ class Writer:
                 steps.callback(self._announced.close, has_garbage=has_garbage)
             if self._manifest is not None:
                 steps.callback(self._manifest.close)
-                if self._manifest.pin is not None:
-                    steps.callback(self._manifest.pin.close)
+            steps.callback(self._let_go)
             if hasattr(self, "_blocks"):
                 steps.callback(self._blocks.close, is_shared=self.turns is not None)
             self._manifest = self._writer_lock = None
@@ -888,6 +910,7 @@ class Writer:
                 manifest = Manifest.create(
                     self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer, is_read=self._is_read
                 )
+                self._note_pin(manifest)
                 with self._state_lock:
                     self._manifest, self._snapshot, self._known_offset = manifest, snapshot, manifest.offset
             except BaseException:
@@ -913,7 +936,7 @@ class Writer:
             except SyncFailed:
                 manifest.is_broken = self._is_due = True
                 raise
-            self._step_readers()
+            self._leave_generations()
             self._blocks.begin_generation(generation, snapshot, self.pending)
             # last: until all of it is buried, garbage counts, and is seen to at the latest by close
             self._garbage.begin(self._snapshot)

@@ -920,7 +920,7 @@ MUTANTS = (
              except SyncFailed:
                  manifest.is_broken = self._is_due = True
                  raise
-             self._step_readers()
+             self._leave_generations()
 -            self._blocks.begin_generation(generation, snapshot, self.pending)
 """,
         workloads=("compact",),
@@ -1500,12 +1500,12 @@ MUTANTS = (
         """
 -        fd = files.create_file(f".{name}", dir_fd=dir_fd)
 +        fd = files.create_file(name, dir_fd=dir_fd)
+         manifest = cls(dir_fd, store, generation, fd, 0, 0)
          try:
-             manifest = cls(dir_fd, store, generation, fd, 0, 0)
              manifest.append((*checkpoint, session(fd, producer)))
              manifest.edits = 0
              if is_read:
-                 manifest._hold()
+                 manifest._hold(f".{name}")
              files.sync_file(fd, name)
 -            files.rename(f".{name}", name, dir_fd=dir_fd)
 """,
@@ -3272,7 +3272,7 @@ MUTANTS = (
              manifest = cls(dir_fd, store, generation, fd, found.stop, found.edits)
 -            if is_read:
 +            if False:
-                 manifest._hold()
+                 manifest._hold(manifest_name(generation))
 """,
         tests=("test_review_fixes.py::test_who_reads_by_a_shared_writer_keeps_its_rows_whatever_peers_remove",),
     ),
@@ -3283,18 +3283,18 @@ MUTANTS = (
              manifest.edits = 0
 -            if is_read:
 +            if False:
-                 manifest._hold()
+                 manifest._hold(f".{name}")
 """,
-        tests=("test_review_fixes.py::test_rows_that_are_held_of_a_writer_stay_through_its_own_changes_and_no_longer",),
+        tests=("test_review_fixes.py::test_who_reads_by_a_writer_pins_its_generation_and_none_before",),
     ),
     Mutant(
         "who reads by a writer goes on pinning what that has left",
         "writer.py",
         """
--            self._step_readers()
+-            self._leave_generations()
              self._blocks.begin_generation(generation, snapshot, self.pending)
 """,
-        tests=("test_review_fixes.py::test_rows_that_are_held_of_a_writer_stay_through_its_own_changes_and_no_longer",),
+        tests=("test_review_fixes.py::test_who_reads_by_a_writer_pins_its_generation_and_none_before",),
     ),
     Mutant(
         "who reads by a writer goes on from rows that were taken back",
