@@ -36,8 +36,6 @@ class Mutant(NamedTuple):
     change: str
     workloads: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
-    needs_disk: bool = False
-    """Its tests need a kernel that takes time to sync."""
 
     def build(self, at: Path) -> None:
         """Make the changed package below `at`."""
@@ -1505,7 +1503,8 @@ MUTANTS = (
              manifest.append((*checkpoint, session(fd, producer)))
              manifest.edits = 0
              if is_read:
-                 manifest._hold(f".{name}")
+-                manifest._hold(f".{name}")
++                manifest._hold(name)
              files.sync_file(fd, name)
 -            files.rename(f".{name}", name, dir_fd=dir_fd)
 """,

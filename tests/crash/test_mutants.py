@@ -104,8 +104,7 @@ class _Reports:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_without_this_step_a_test_fails(mutant: Mutant, folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path if mutant.needs_disk else folder
+def test_without_this_step_a_test_fails(mutant: Mutant, folder: Path) -> None:
     mutant.build(folder)
     how = elsewhere(_verdict, os.fspath(folder), mutant)
     print(how)
