@@ -7,6 +7,7 @@ runs and which states (0 by default). Where a point of a run has few enough stat
 
 import contextlib
 import fcntl
+import gc
 import os
 import random
 import time
@@ -39,6 +40,7 @@ SHARDS = sorted(SHARDS, key=lambda shard: shard[1])
 @pytest.fixture(autouse=True)
 def in_one_thread() -> Iterator[None]:
     """Tensors of a few rows gain nothing by threads."""
+    gc.collect()  # what an earlier test left open would be closed on a disk that never had it
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
