@@ -172,9 +172,8 @@ class TensorBlob(Rows):
         else:
             assert writer is not None
             self._store = writer.store
-            snapshot, pin = writer.shown()
             self._table = Table(
-                writer.dir_fd, writer.store, snapshot, pin=pin, io=io, max_cached_blocks=max_cached_blocks
+                writer.dir_fd, writer.store, writer.snapshot, io=io, max_cached_blocks=max_cached_blocks
             )
             if "+" in mode:
                 writer.on_step = self._table.update
@@ -286,7 +285,7 @@ class TensorBlob(Rows):
             self._check_readable()
         writer = self._writer
         if writer is not None and self._table.state[0] is not writer.pending:
-            self._table.update(*writer.shown())
+            self._table.update(writer.pending)
         return self._table.state
 
     def _blame_closing(self) -> None:

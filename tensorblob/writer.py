@@ -77,7 +77,7 @@ class Writer:
     """The open writing end of a blob. Any number of threads may use it, one change at a time.
 
     shared: be one of several writers, which take turns (see `turns`); all have one durability. is_read: someone reads what
-    `shown` says, so that its blocks have to stay.
+    is `pending`, so that its blocks have to stay.
     path, dir_fd, store: an existing blob; `dir_fd` is the writer's from now on. durability: "process" (survives kill -9) or
     "power" (every commit is synced before it is acknowledged). flush_every_s: at "process", make commits durable this
     often. timeout_s: how long to wait for another writer. Raises `WriterBusy`, `ReadOnlyStore`, `Corrupt` or
@@ -102,8 +102,8 @@ class Writer:
         """Of the generation that is read by this writer, and of one that it is about to leave."""
         self.is_closing = False
         """From now on nobody may read by this writer."""
-        self.on_step: Callable[[Snapshot, Pin | None], None] | None = None
-        """Called with `shown()` when who reads by this writer has to go on from there: another generation has begun, and
+        self.on_step: Callable[[Snapshot], None] | None = None
+        """Called with `pending` when who reads by this writer has to go on from there: another generation has begun, and
         garbage is about to go; or rows are taken back, and others may take their place.
         """
         self.keep_from: Callable[[int], int] | None = None
@@ -224,8 +224,7 @@ class Writer:
         self._blocks.learn(before, found.snapshot, is_durable=True)  # beginning a generation is a flush
         self._blocks.follow_generation(manifest.generation, found.snapshot)
         self._note_pin(manifest)
-        with self._state_lock:
-            self._manifest, self._snapshot, self._known_offset = manifest, found.snapshot, manifest.offset
+        self._manifest, self._snapshot, self._known_offset = manifest, found.snapshot, manifest.offset
         old.close()
         manifest.is_broken = found.is_torn
         self._flushed_offset = manifest.offset if found.is_flushed else -1
@@ -240,6 +239,7 @@ class Writer:
             self._pins.append(manifest.pin)
 
     def _let_go(self) -> None:
+        """Nobody reads by this writer any more: it keeps no generation, and pins no other."""
         self.is_closing, self._is_read = True, False
         for pin in self._pins:
             pin.close()
@@ -254,7 +254,7 @@ class Writer:
     def _step_readers(self) -> None:
         if self.on_step is not None:
             with contextlib.suppress(OSError, MemoryError):
-                self.on_step(*self.shown())
+                self.on_step(self.pending)
 
     def _report_trouble(self) -> None:
         """Let peers, and whoever writes next, know that a sync failed: the kernel would not tell them. If no turn is to be
@@ -417,11 +417,6 @@ class Writer:
     def pending(self) -> Snapshot:
         """What this writer wrote, an open transaction included."""
         return self.snapshot if self._uncommitted is None else self._uncommitted
-
-    def shown(self) -> tuple[Snapshot, Pin | None]:
-        """What is `pending`, and what keeps its blocks."""
-        with self._state_lock:
-            return self.pending, None if self._manifest is None else self._manifest.pin
 
     def _settled(self) -> None:
         """The pending snapshot was replaced: go on at its end, and note what is read on every append."""
@@ -911,8 +906,7 @@ class Writer:
                     self.dir_fd, self.store, generation, checkpoint(snapshot), self.producer, is_read=self._is_read
                 )
                 self._note_pin(manifest)
-                with self._state_lock:
-                    self._manifest, self._snapshot, self._known_offset = manifest, snapshot, manifest.offset
+                self._manifest, self._snapshot, self._known_offset = manifest, snapshot, manifest.offset
             except BaseException:
                 has_begun = True  # unless we know better: then nothing more goes to the old one
                 with contextlib.suppress(OSError):
