@@ -374,9 +374,8 @@ def abandon(blob: tb.TensorBlob) -> None:
     assert writer._announced is not None
     os.close(writer._announced.fd)
     writer._writer_lock.release(force=True)
-    for pin in (writer._manifest.pin, blob._table.state[2]):
-        if pin is not None:
-            pin.close()
+    for pin in writer._pins:
+        pin.close()
     writer._manifest.close()
     blob._closed, writer._manifest = True, None
 

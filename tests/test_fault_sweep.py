@@ -514,8 +514,8 @@ def abandoned(trial: Trial) -> None:
         if writer._flusher is not None:
             writer._flusher.stop()
         writer._blocks.close(is_shared=True)
-        if writer._manifest.pin is not None:
-            writer._manifest.pin.close()
+        for pin in writer._pins:
+            pin.close()
         writer._manifest.close()
         writer._announced.close_in_child()
         writer._writer_lock.release(force=True)
