@@ -27,6 +27,11 @@ SUPER_LINEAR = 1.1
 
 
 WHY = {
+    "gather 256 rows, out=": "the same `index_select`, of mapped pages, and 2 µs of checks around it; other runs of the "
+    "day gave 0.91 to 0.98",
+    "gather 512, small appends": "what was appended in small pieces lies in small pages of the page cache: more of them "
+    "to look up",
+    "gather 512, small appends, out=": "as without `out=`: smaller pages",
     "bulk append, batches of 25 MB": "with the checksums it is two passes over the data, where the limit is one, and full "
     "blocks are synced meanwhile: without either, and in a bare loop, it has rows of their own",
     "append + commit of one row": "two `pwrite`s and the Python around them, against a commit in C",
@@ -38,6 +43,8 @@ WHY = {
     "view before it has the rows",
     "one row, with four followers": "six busy processes on two cores, of this blob or of another; a commit that is followed "
     "also rings the inotify of each follower, in the writer's `pwrite`",
+    "ring, 10,000,000 rows": "one run of half a minute in which the machine changed: the ring that is followed, measured "
+    "next, is flat; an old ring races a young one since",
     "four writers that share a blob": "four busy processes on two cores wait for each other; what four with blobs of "
     "their own and no lock in common come to is the next row",
 }

@@ -1,10 +1,11 @@
-"""Writing a blob from tasks: any number of producers, one committer, one commit for all who wait (group commit).
+"""Writing a blob from tasks: any number of producers, one commit for all who wait (group commit).
 
-`append` checks its batch, waits for room, and joins those who wait. The committer, one task in the writer's own task
-group, takes all of them, commits them as one edit, and tells each which rows it got. While it is at work the next
-group gathers, so the slower the disk, the larger the groups. Small commits at "process" are done on the event loop
-itself: they cost less than the hop to a thread. Whatever may take long (large batches, all syncs, a new generation)
-happens in a thread of the writer's own limiter, and is never abandoned.
+`append` checks its batch, waits for room, and joins those who wait. All of them are committed as one edit, and each is told
+which rows it got. Small commits at "process" are done on the event loop itself: they cost less than the hop to a thread. The
+first of a group leads it: once every task that was ready has had its turn, and may have joined, it commits for all.
+Whatever may take long (large batches, all syncs, a new generation) is left to the committer, one task in the writer's own task
+group, which has it done in a thread of the writer's own limiter, and never abandons it. While it is at work the next group
+gathers, so the slower the disk, the larger the groups.
 
 Invariants: a cancelled `append` is wholly committed or wholly absent; a batch is read only until `append` returns or
 raises; what was accepted is committed before the writer closes, however its `async with` block is left.
@@ -19,7 +20,7 @@ import os
 import statistics
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -185,6 +186,10 @@ class AsyncWriter:
         self._done = anyio.Event()
         """Set when the group that gathers now is committed."""
         self._next_done = anyio.Event()
+        self._is_led = False
+        """The first of those who wait is about to commit for all of them."""
+        self._is_committing = False
+        """The committer is at work; it will see who comes meanwhile."""
         self._is_closing = False
         self._lost: BaseException | None = None
         """Why a batch of `append_nowait` was not committed, until somebody hears of it."""
@@ -270,6 +275,7 @@ class AsyncWriter:
         pending.copy()
         pending.is_nobodys = True
         self._admit(pending)
+        self._bell.set()
 
     def transaction(self, metadata: dict[str, Any] | None = None) -> Transaction:
         """Return an `async with` block whose appends become one commit; an exception in it drops them all."""
@@ -309,7 +315,6 @@ class AsyncWriter:
         with self._gathering:
             pending.done = self._done
             self._waiting.append(pending)
-        self._bell.set()
 
     async def _enter(self, pending: Pending) -> None:
         """Wait for room, behind those who came before."""
@@ -341,12 +346,15 @@ class AsyncWriter:
         while self._outside and self._has_room(self._outside[0]):
             pending = self._outside.popleft()
             self._admit(pending)
+            self._bell.set()
             assert pending.admitted is not None
             pending.admitted.set()
 
     async def _finish(self, pending: Pending) -> None:
         """Wait until an accepted append is committed, or was not; raises what its commit raised."""
         try:
+            if not (self._is_led or self._is_committing or self._bell.is_set()):
+                await self._lead()
             await self._done_with(pending)
         except BaseException:
             if not self._withdraw(pending):
@@ -354,6 +362,20 @@ class AsyncWriter:
             raise
         if pending.error is not None:
             raise pending.error
+
+    async def _lead(self) -> None:
+        """Commit for all who wait, once all that are ready had the chance to join; or let the committer do so."""
+        self._is_led = True
+        try:
+            if self.limit is None:  # whose word the committer spreads
+                await anyio.lowlevel.checkpoint()
+                if self._waiting and not self._is_committing and self._is_quick(self._waiting):
+                    with self._telling():
+                        self._commit_inline()
+        finally:
+            self._is_led = False
+            if self._waiting:
+                self._bell.set()
 
     async def _settled(self, pending: Pending) -> None:
         """Cancelled while its group is being committed: its rows are read until that is over."""
@@ -397,15 +419,25 @@ class AsyncWriter:
 
         Where writers share the blob, they are taken once it is our turn: until then they can be withdrawn.
         """
+        self._is_committing = True
+        try:
+            with self._telling():
+                if self._is_quick(self._waiting) and self._commit_inline():
+                    await anyio.lowlevel.checkpoint()
+                elif self._writer.turns is None:
+                    group = self._take()
+                    await finished(lambda: self._committer.commit(group), limiter=self._threads)
+                else:
+                    await finished(self._commit_in_turn, limiter=self._threads)
+        finally:
+            self._is_committing = False
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell each of the group that is taken meanwhile what became of it."""
         self._group, self._next_done = [], anyio.Event()
         try:
-            if self._is_quick(self._waiting) and self._commit_inline():
-                await anyio.lowlevel.checkpoint()
-            elif self._writer.turns is None:
-                group = self._take()
-                await finished(lambda: self._committer.commit(group), limiter=self._threads)
-            else:
-                await finished(self._commit_in_turn, limiter=self._threads)
+            yield
         except Exception as error:  # no thread to be had, or no turn: nothing of it was committed
             fail(self._group or self._take(), error)
         finally:
@@ -471,6 +503,7 @@ class AsyncWriter:
         self._check_open()
         self._writer.check_outside(what)
         self._admit(pending)
+        self._bell.set()
         try:
             await self._finish(pending)
         except Exception:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 import torch
@@ -241,6 +242,63 @@ async def test_a_cancelled_append_returns_when_its_buffer_is_no_longer_read(tmp_
             buffer.fill_(-1)
         assert writer.rows == LARGE
     assert runs_of(stored_ints(path)) == [(7, LARGE)]
+
+
+# ---- who commits
+
+
+@limited
+async def test_the_first_of_a_group_commits_for_all_who_come_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.blob"
+    async with write_ints(path) as writer:
+        await writer.append(copies(0, 2))
+        await some_turns(5)  # the committer waits for its bell
+        async with anyio.create_task_group() as tasks:
+            for number in range(1, 8):
+                tasks.start_soon(writer.append, copies(number, 2))
+        assert writer.statistics().commits == 2
+        for number in range(8, 11):
+            await writer.append(copies(number, 2))
+        assert writer.statistics().commits == 5
+    assert sorted(runs_of(stored_ints(path))) == [(number, 2) for number in range(11)]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # whose tasks take their turns in the order of their coming
+@limited
+async def test_who_leads_a_group_and_is_cancelled_leaves_the_others_to_the_committer(tmp_path: Path) -> None:
+    path = tmp_path / "x.blob"
+    scope = anyio.CancelScope()
+
+    async def lead() -> None:
+        with scope:
+            await writer.append(copies(1, 3))
+
+    async with write_ints(path) as writer, anyio.create_task_group() as tasks:
+        tasks.start_soon(lead)
+        await anyio.lowlevel.checkpoint()
+        assert writer._is_led
+        scope.cancel()
+        assert await writer.append(copies(2, 3)) == range(3)
+        assert scope.cancelled_caught
+    assert runs_of(stored_ints(path)) == [(2, 3)]
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])  # whose tasks take their turns in any order
+@limited
+async def test_nobody_leads_a_group_while_the_committer_is_at_work(tmp_path: Path) -> None:
+    path = tmp_path / "x.blob"
+
+    async def come_later(number: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        await writer.append(copies(number, 1))
+
+    async with write_ints(path) as writer:
+        for number in range(0, 600, 2):  # in one of twelve the committer begins, one joins, then the leader goes on
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(writer.append, copies(number, 1))
+                tasks.start_soon(come_later, number + 1)
+                tasks.start_soon(writer.flush)
+    assert sorted(stored_ints(path)) == list(range(600))
 
 
 # ---- the waiting room

@@ -2962,6 +2962,26 @@ MUTANTS = (
         tests=("test_async_writer.py::test_a_cancelled_append_returns_when_its_buffer_is_no_longer_read",),
     ),
     Mutant(
+        "who leads a group and is cancelled leaves the others waiting",
+        "async_writer.py",
+        """
+         finally:
+             self._is_led = False
+-            if self._waiting:
+-                self._bell.set()
+""",
+        tests=("test_async_writer.py::test_who_leads_a_group_and_is_cancelled_leaves_the_others_to_the_committer",),
+    ),
+    Mutant(
+        "a group is led while the committer is at work",
+        "async_writer.py",
+        """
+-                if self._waiting and not self._is_committing and self._is_quick(self._waiting):
++                if self._waiting and self._is_quick(self._waiting):
+""",
+        tests=("test_async_writer.py::test_nobody_leads_a_group_while_the_committer_is_at_work",),
+    ),
+    Mutant(
         "a group is flushed in its turn",
         "async_writer.py",
         """
