@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import mean_cost, warm_memory
+from harness import mean_cost
 
 from .contract import CannotDo, Fields, Rows, columns_of, is_one_array
 from .jobs import BULK_ROWS, RING_ROWS, Job
@@ -86,11 +86,6 @@ class Work:
     def source_rows(self) -> int:
         """Larger stores are made of these rows, again and again."""
         return max(300, self.job.batch_rows, min(self.job.rows, BULK_ROWS))
-
-    @property
-    def nbytes(self) -> int:
-        """Of all rows."""
-        return self.job.rows * sum(column[0].nbytes for column in self.source.values())
 
     def prepare(self) -> None:
         raise NotImplementedError
@@ -222,7 +217,7 @@ class Bulk(Work):
         self.batches = [self.rows_of(at, min(at + BULK_ROWS, rows)) for at in range(0, rows, BULK_ROWS)]
 
     def repeat(self) -> float:
-        settle(self.nbytes)
+        let_the_disk_settle()
         self.writer = self.new_writer(self.store, self.job.rows)
         append = self.writer.append
         start = time.perf_counter()
@@ -234,14 +229,12 @@ class Bulk(Work):
         return seconds
 
 
-def settle(nbytes: int) -> None:
-    """Have written what others left to be written, or whose turn it is would wait for it; and have memory at hand for so
-    many bytes: a guest may have given back to its host what others freed, and would have to ask for each page anew.
+def let_the_disk_settle() -> None:
+    """Have written what others left to be written, or whose turn it is would wait for it.
 
     Before the store is created: what a writer has made ready for the first rows is its own.
     """
     os.sync()
-    warm_memory(2 * nbytes)
 
 
 class Tasks:
@@ -356,7 +349,7 @@ class Extend(Work):
         remove(self.merged)
 
     def _extend(self) -> float:
-        settle(self.nbytes)
+        let_the_disk_settle()
         self.writer = writer = self.new_writer(self.merged, self.job.rows)
         start = time.perf_counter()
         if hasattr(writer, "extend"):
