@@ -43,8 +43,8 @@ WHY = {
     "view before it has the rows",
     "one row, with four followers": "six busy processes on two cores, of this blob or of another; a commit that is followed "
     "also rings the inotify of each follower, in the writer's `pwrite`",
-    "ring, 10,000,000 rows": "one run of half a minute in which the machine changed: the ring that is followed, measured "
-    "next, is flat; an old ring races a young one since",
+    "ring, 10,000,000 rows": "two moments of one run, between which the machine may have changed: the ring that is followed, "
+    "measured next, is flat, and an old ring that races a young one, as it does now, came to 1.07",
     "four writers that share a blob": "four busy processes on two cores wait for each other; what four with blobs of "
     "their own and no lock in common come to is the next row",
 }
