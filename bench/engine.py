@@ -553,9 +553,10 @@ def ring(bench: Bench) -> None:
                     reader.close()  # held through the first tenth only: what it pinned must go
             assert len(blob) == ring_rows, f"{len(blob)} rows retained"
             if not followed:
-                young_reader.close()
+                young_reader.close()  # as above
             following_young = young_reader if followed else None
-            statistics.mean(commits(young, following_young, 2 * ring_rows // commit_rows))
+            for _ in commits(young, following_young, 2 * ring_rows // commit_rows):  # until it is full, and drops rows
+                pass
             bench.race(
                 workload,
                 Contender("a commit into a young ring", go_on(young, following_young)),

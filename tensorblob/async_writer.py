@@ -364,7 +364,10 @@ class AsyncWriter:
             raise pending.error
 
     async def _lead(self) -> None:
-        """Commit for all who wait, once all that are ready had the chance to join; or let the committer do so."""
+        """Commit for all who wait, once all that are ready had the chance to join; or let the committer do so.
+
+        What is awaited comes before the commit: no cancellation can interrupt that.
+        """
         self._is_led = True
         try:
             if self.limit is None:  # whose word the committer spreads
